@@ -1,0 +1,101 @@
+"""From a URL to a backend."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sayiir_persist.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sayiir_persist.protocols import PersistentBackend
+
+ENTRY_POINTS: Final = "sayiir_persist.backends"
+"""Where other distributions register `scheme = "module:function"`; see `connect`."""
+
+
+class _Adapter(NamedTuple):
+    module: str
+    extra: str | None = None
+
+
+_MEMORY: Final = _Adapter("sayiir_persist.adapters.memory")
+_SQLITE: Final = _Adapter("sayiir_persist.adapters.sqlite")
+
+_BUILT_IN: Final = {
+    "memory": _MEMORY,
+    "sqlite": _SQLITE,
+}
+
+
+def connect(url: str, **options: Any) -> PersistentBackend:
+    """Build the backend that a URL names; entering it with `async with` opens it.
+
+    ========================  ==============================================================
+    `memory://`               `MemoryBackend`; `store=` shares a `MemoryStore`
+    `sqlite:///runs.db`       `SqliteBackend` on a relative path; `clock=`, `synchronous=`
+    `sqlite:////var/runs.db`  the same on an absolute path
+    ========================  ==============================================================
+
+    A distribution of your own adds a scheme by an entry point in the group
+    `sayiir_persist.backends`, named like the scheme: a function that takes the URL and the
+    options and returns a backend.
+
+    Args:
+        url: What to open. Nothing is opened, created or imported for any other scheme.
+        options: Those of the adapter, and those that every backend takes: `namespace="default"`,
+            `codec=JsonCodec()`, `aging_interval` (default 5 minutes, at least 1 s; `None`: off),
+            `max_payload` and `max_queued_events`, `operation_timeout` (default 10 s),
+            `migrate=True` (`False`: check the schema and change nothing).
+
+    Raises:
+        ConfigurationError: No adapter has this scheme, the extra that it needs is not installed,
+            or the URL or an option means nothing to it.
+        InvalidArgumentError: An option breaks its limit.
+
+    Example:
+        >>> connect("memory://", namespace="orders").info.name
+        'memory'
+    """
+    scheme, separator, _ = url.partition(":")
+    scheme = scheme.lower()
+
+    if not separator:
+        raise ConfigurationError("a URL starts with a scheme, such as sqlite:///runs.db")
+
+    return _factory(scheme)(url, **options)
+
+
+def _factory(scheme: str) -> Callable[..., PersistentBackend]:
+    adapter = _BUILT_IN.get(scheme)
+
+    if adapter is not None:
+        return _load(adapter)
+
+    found = tuple(entry_points(group=ENTRY_POINTS, name=scheme))
+
+    if not found:
+        known = ", ".join(sorted(_BUILT_IN))
+        raise ConfigurationError(
+            f"no backend for {scheme}:// URLs: built in are {known}; "
+            f"others come with a package that registers {scheme!r} in the group {ENTRY_POINTS!r}"
+        )
+
+    return found[0].load()
+
+
+def _load(adapter: _Adapter) -> Callable[..., PersistentBackend]:
+    try:
+        module = import_module(adapter.module)
+    except ModuleNotFoundError as error:
+        if adapter.extra is None:
+            raise
+
+        raise ConfigurationError(
+            f"{error.name} is not installed: pip install 'sayiir-persist[{adapter.extra}]'"
+        ) from error
+
+    return module.from_url
