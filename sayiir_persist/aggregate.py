@@ -8,6 +8,7 @@ only what it changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct, field
@@ -273,7 +274,7 @@ class Outcome(Struct):
     aggregate: Aggregate | None
     answer: Answer
     changed: bool
-    hints: tuple[IndexedEntry, ...] = ()
+    hints: Sequence[IndexedEntry] = ()
 
 
 def carry_out(aggregate: Aggregate | None, unit: Unit, shelf: Shelf, now: int) -> Outcome:
@@ -328,16 +329,21 @@ def carry_out(aggregate: Aggregate | None, unit: Unit, shelf: Shelf, now: int) -
         entry=told.entry,
         input=told.input,
         event=told.event,
-        view=view(aggregate, shelf, Read(instance_id=unit.instance_id, results=False), now)
-        if unit.view and aggregate
-        else None,
+        view=_asked_view(aggregate, unit, shelf, now),
     )
-    hints = tuple(
+    hints = [
         entry
         for entry in _available_tasks(aggregate, now)
-        if entry.node_id not in offered or entry.node_id in told.fresh
-    )
+        if entry.node_id in told.fresh or entry.node_id not in offered
+    ]
     return Outcome(aggregate, answer, changed=True, hints=hints)
+
+
+def _asked_view(aggregate: Aggregate | None, unit: Unit, shelf: Shelf, now: int) -> View | None:
+    if not unit.view or aggregate is None:
+        return None
+
+    return view(aggregate, shelf, Read(instance_id=unit.instance_id, results=False), now)
 
 
 class _Told(Struct):
@@ -357,9 +363,7 @@ def _refused(
         refused=why,
         facts=aggregate.facts(now) if aggregate else None,
         claim=aggregate.claims.get(key.task_id) if aggregate and key else None,
-        view=view(aggregate, shelf, Read(instance_id=unit.instance_id, results=False), now)
-        if unit.view and aggregate
-        else None,
+        view=_asked_view(aggregate, unit, shelf, now),
     )
     return Outcome(aggregate, answer, changed=False)
 
@@ -687,14 +691,16 @@ def extend(aggregate: Aggregate | None, wish: Extend, now: int) -> Extended:
     return Extended(extended=True, claim=held, signals=signals)
 
 
-def _available_tasks(aggregate: Aggregate | None, now: int) -> Iterator[IndexedEntry]:
+def _available_tasks(aggregate: Aggregate | None, now: int) -> list[IndexedEntry]:
     if aggregate is None:
-        return
+        return []
 
-    for entry in aggregate.entries:
-        if entry.is_task and (at := aggregate.available_at(entry)) is not None and at <= now:
-            yield entry
+    return [
+        entry
+        for entry in aggregate.entries
+        if entry.is_task and (at := aggregate.available_at(entry)) is not None and at <= now
+    ]
 
 
-def _offered(aggregate: Aggregate | None, now: int) -> frozenset[str]:
-    return frozenset(entry.node_id for entry in _available_tasks(aggregate, now))
+def _offered(aggregate: Aggregate | None, now: int) -> set[str]:
+    return {entry.node_id for entry in _available_tasks(aggregate, now)}

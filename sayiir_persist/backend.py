@@ -85,6 +85,7 @@ from sayiir_persist.values import (
     claim_of,
     facts_of,
     info_of,
+    input_of,
     pending_mark,
     request_of,
     stored_form,
@@ -127,7 +128,7 @@ class StandardBackend(Generic[D]):
             namespace=options.namespace,
             server=opened.server,
             codec=options.codec.name,
-            limits=options.limits,
+            limits=self._engine.limits,
             caveats=opened.caveats,
         )
 
@@ -286,7 +287,7 @@ class StandardBackend(Generic[D]):
     ) -> int:
         check_id("instance_id", instance_id)
         check_id("task_id", task_id)
-        check_payload("output", output, self._engine.options.limits.max_payload)
+        check_payload("output", output, self._engine.limits.max_payload)
         _check_claim(claim, instance_id)
         unit = Unit(
             instance_id=instance_id,
@@ -616,7 +617,8 @@ class StandardBackend(Generic[D]):
             raise InvalidArgumentError("base goes with a change, not with a snapshot")
 
         _check_same_instance(given[0], claim)
-        answer = await self._engine.write(self._committing(claim, given[0], wish))
+        unit = self._engine.saving(given[0], claim, release=True, claim_next=wish)
+        answer = await self._engine.write(unit)
         return await self._committed(claim, given[0], answer)
 
     async def _commit_change(
@@ -642,7 +644,7 @@ class StandardBackend(Generic[D]):
                     release=key_of(claim),
                 )
             else:
-                unit = self._committing(claim, new, wish)
+                unit = self._engine.saving(new, claim, release=True, claim_next=wish)
 
             answer = await self._engine.submit(unit)
 
@@ -652,12 +654,6 @@ class StandardBackend(Generic[D]):
             _raise_unless_moved(unit, answer)
 
         raise ContentionError(claim.instance_id, MAX_ATTEMPTS)
-
-    def _committing(
-        self, claim: TaskClaim, snapshot: WorkflowSnapshot, wish: ClaimNext | None
-    ) -> Unit:
-        unit = self._engine.saving(snapshot, claim)
-        return replace(unit, release=unit.guard.claim, claim_next=wish)
 
     async def _committed(
         self, claim: TaskClaim, snapshot: WorkflowSnapshot, answer: Answer, *, wrote: bool = True
@@ -671,11 +667,8 @@ class StandardBackend(Generic[D]):
         if answer.claim is None or answer.entry is None:
             return Commit(stored, None)
 
-        entry, task_input = answer.entry, answer.input
-
-        if entry.input_from == INSTANCE_INPUT:
-            task_input = stored.input
-
+        entry = answer.entry
+        task_input = stored.input if entry.input_from == INSTANCE_INPUT else answer.input
         return Commit(
             stored,
             AcquiredTask(
@@ -684,7 +677,7 @@ class StandardBackend(Generic[D]):
                 definition_hash=stored.definition_hash,
                 reason=entry.reason,
                 attempt=attempt_of(stored, entry.node_id),
-                input=task_input,
+                input=input_of(stored, entry.node_id, task_input),
                 trace_parent=stored.trace_parent,
                 snapshot=stored,
                 claim=claim_of(claim.instance_id, answer.claim, facts.signals),
@@ -894,7 +887,7 @@ class StandardBackend(Generic[D]):
     ) -> None:
         check_id("instance_id", instance_id)
         check_id("event name", name)
-        check_payload("payload", payload, self._engine.options.limits.max_payload)
+        check_payload("payload", payload, self._engine.limits.max_payload)
 
         if event_id is not None:
             check_id("event_id", event_id)
@@ -902,7 +895,7 @@ class StandardBackend(Generic[D]):
         unit = Unit(
             instance_id=instance_id,
             guard=Guard(presence=Presence.ANY),
-            push=Push(name, payload, event_id, self._engine.options.limits.max_queued_events),
+            push=Push(name, payload, event_id, self._engine.limits.max_queued_events),
         )
         answer = await self._engine.write(unit)
 
@@ -991,6 +984,9 @@ def _check_claim(claim: TaskClaim | None, instance_id: str | None) -> None:
 
     if not isinstance(claim, TaskClaim):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError(f"a TaskClaim is wanted, not {type(claim).__name__}")
+
+    check_id("instance_id", claim.instance_id)
+    check_id("task_id", claim.task_id)
 
     if instance_id is not None and claim.instance_id != instance_id:
         raise InvalidArgumentError(f"the claim is on {claim.instance_id!r}, not {instance_id!r}")

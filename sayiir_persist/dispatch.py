@@ -217,11 +217,11 @@ def _offer(
 ) -> Entry:
     retry = snapshot.retries.get(task.task_id)
 
-    if isinstance(snapshot.state, InProgress):
+    if due.after is None and isinstance(snapshot.state, InProgress):
         if snapshot.status_since is None:
-            due = When(due.at, due.after or 0)
-        else:
-            due = When(max(to_micros(snapshot.status_since), due.at or 0), due.after)
+            due = When(due.at, 0)
+        elif due.at is not None:
+            due = When(max(to_micros(snapshot.status_since), due.at))
 
     return Entry(
         node_id=task.task_id,

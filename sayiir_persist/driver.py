@@ -180,7 +180,7 @@ class Guard(Struct, frozen=True, kw_only=True):
 
     presence: Presence = Presence.REQUIRED
     definition_hash: str | None = None
-    statuses: frozenset[Status] | None = None
+    statuses: tuple[Status, ...] | None = None
     claim: ClaimKey | None = None
     version: int | None = None
     incarnation: str | None = None

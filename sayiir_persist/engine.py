@@ -14,6 +14,7 @@ from sayiir_persist.coalescer import Coalescer
 from sayiir_persist.dispatch import answered, elapsed_end, ended, first_met, settle
 from sayiir_persist.driver import (
     Answer,
+    ClaimNext,
     Content,
     Driver,
     Facts,
@@ -35,7 +36,7 @@ from sayiir_persist.errors import (
     PersistError,
     TerminalStateError,
 )
-from sayiir_persist.positions import AtDelay, AtSignal, leaves
+from sayiir_persist.positions import AtDelay, AtSignal, AtTask, leaves
 from sayiir_persist.signals import SignalKind
 from sayiir_persist.snapshot import Status, WorkflowSnapshot
 from sayiir_persist.validation import EPOCH, from_micros
@@ -63,6 +64,7 @@ class Engine(Generic[D]):
 
     def __init__(self, driver: D, options: Options) -> None:
         self.options = options
+        self.limits = options.limits
         self.opened: Opened | None = None
         self._driver = driver
         self._process = 0
@@ -132,14 +134,24 @@ class Engine(Generic[D]):
 
     def content(self, snapshot: WorkflowSnapshot) -> Content:
         """Everything that a write of this snapshot stores."""
-        return content_of(snapshot, self.options.codec, self.options.limits)
+        return content_of(snapshot, self.options.codec, self.limits)
 
-    def saving(self, snapshot: WorkflowSnapshot, claim: TaskClaim | None) -> Unit:
+    def saving(
+        self,
+        snapshot: WorkflowSnapshot,
+        claim: TaskClaim | None,
+        *,
+        release: bool = False,
+        claim_next: ClaimNext | None = None,
+    ) -> Unit:
         """The write of a snapshot that was made from a stored version."""
+        guard = save_guard(snapshot, claim)
         return Unit(
             instance_id=snapshot.instance_id,
-            guard=save_guard(snapshot, claim),
+            guard=guard,
             content=self.content(snapshot),
+            release=guard.claim if release else None,
+            claim_next=claim_next,
         )
 
     async def apply_signals(
@@ -277,6 +289,9 @@ class Engine(Generic[D]):
 
     async def _shown(self, stored: WorkflowSnapshot, now: datetime) -> WorkflowSnapshot:
         """What a load would show; asks for the queue only where a wait ended as it was entered."""
+        if stored.position is None or isinstance(stored.position, AtTask):
+            return stored  # nothing that time could move
+
         over = any(
             isinstance(leaf, AtSignal) and leaf.ends_at is not None and leaf.ends_at <= now
             for leaf in leaves(stored.position)

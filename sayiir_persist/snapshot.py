@@ -63,10 +63,7 @@ class Status(StrEnum):
     @property
     def is_terminal(self) -> bool:
         """Whether nothing but deletion or a restart changes the instance."""
-        return self not in _OPEN
-
-
-_OPEN = frozenset({Status.IN_PROGRESS, Status.PAUSED})
+        return self is not Status.IN_PROGRESS and self is not Status.PAUSED
 
 
 class ConflictPolicy(StrEnum):
@@ -601,6 +598,9 @@ def check_snapshot(snapshot: WorkflowSnapshot) -> None:
     check_priority("priority", snapshot.priority)
     check_tags("tags", snapshot.tags)
     check_text("trace_parent", snapshot.trace_parent)
+
+    if snapshot.deadline is not None:
+        check_instant("deadline", snapshot.deadline)
 
     for task_id in snapshot.retries:
         check_id("task_id", task_id)

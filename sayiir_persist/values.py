@@ -120,6 +120,17 @@ def attempt_of(snapshot: WorkflowSnapshot, task_id: str) -> int:
     return 1 if retry is None else 1 + retry.attempts
 
 
+def input_of(snapshot: WorkflowSnapshot, task_id: str, stored: bytes | None) -> bytes | None:
+    """The input of a ready task: `stored`, unless elapsed time has recorded another since."""
+    gained = snapshot.results.delta().gained
+
+    if not gained:
+        return stored
+
+    source = next((it.input_from for it in snapshot.ready_tasks() if it.task_id == task_id), None)
+    return stored if source is None else gained.get(source, stored)
+
+
 def available_task(offer: Offer) -> AvailableTask:
     """What dispatch found, settled to the moment of the poll.
 
@@ -133,7 +144,7 @@ def available_task(offer: Offer) -> AvailableTask:
         definition_hash=snapshot.definition_hash,
         reason=offer.reason,
         attempt=attempt_of(snapshot, offer.task_id),
-        input=offer.input,
+        input=input_of(snapshot, offer.task_id, offer.input),
         trace_parent=snapshot.trace_parent,
         snapshot=snapshot,
     )

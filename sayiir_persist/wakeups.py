@@ -27,7 +27,7 @@ class Wakeups:
         self._hints: deque[tuple[int, WakeHint]] = deque(maxlen=_KEPT_HINTS)
         self._count = 0
         self._answered: OrderedDict[int, int] = OrderedDict()
-        self._arrival = anyio.Event()
+        self._arrival: anyio.Event | None = None  # there while somebody waits
         self._closed = False
 
     def notify(self, hint: WakeHint) -> None:
@@ -47,6 +47,7 @@ class Wakeups:
 
         with anyio.move_on_after(timeout):
             while not self._closed and self._seen(caller) == self._count:
+                self._arrival = self._arrival or anyio.Event()
                 await self._arrival.wait()
 
         if self._closed:
@@ -55,8 +56,9 @@ class Wakeups:
         return self._answer(caller)
 
     def _wake(self) -> None:
-        arrival, self._arrival = self._arrival, anyio.Event()
-        arrival.set()
+        if self._arrival is not None:
+            self._arrival.set()
+            self._arrival = None
 
     def _seen(self, caller: int) -> int:
         return self._answered.get(caller, 0)

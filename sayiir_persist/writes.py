@@ -19,7 +19,7 @@ from sayiir_persist.errors import (
     StaleSnapshotError,
     TerminalStateError,
 )
-from sayiir_persist.snapshot import Completed, Status, WorkflowSnapshot, check_snapshot
+from sayiir_persist.snapshot import Completed, Failed, Status, WorkflowSnapshot, check_snapshot
 from sayiir_persist.validation import check_id, check_payload
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from sayiir_persist.driver import ClaimRecord
     from sayiir_persist.protocols import Limits
 
-OPEN: Final = frozenset({Status.IN_PROGRESS, Status.PAUSED})
-RUNNING: Final = frozenset({Status.IN_PROGRESS})
-PAUSED: Final = frozenset({Status.PAUSED})
+OPEN: Final = (Status.IN_PROGRESS, Status.PAUSED)
+RUNNING: Final = (Status.IN_PROGRESS,)
+PAUSED: Final = (Status.PAUSED,)
 
 
 def content_of(snapshot: WorkflowSnapshot, codec: Codec, limits: Limits) -> Content:
@@ -84,7 +84,7 @@ def save_guard(snapshot: WorkflowSnapshot, claim: TaskClaim | None) -> Guard:
     A paused instance is ended only by a worker that holds a live claim; every other write to it
     must have seen the pause.
     """
-    ends = snapshot.status in {Status.COMPLETED, Status.FAILED}
+    ends = isinstance(snapshot.state, Completed | Failed)
     return Guard(
         statuses=RUNNING if ends and claim is None else OPEN,
         claim=key_of(claim),

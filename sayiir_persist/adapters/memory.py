@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from heapq import merge
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, final
 
 from sayiir_persist import aggregate as rules
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sayiir_persist.protocols import PersistentBackend, WakeupSource
+    from sayiir_persist.snapshot import Status
 
 _LANES: Final = range(1, 6)
 
@@ -191,6 +193,7 @@ class _Namespace:
         self.signalled = _SortedKeys()
         self.expiries = _SortedKeys()
         self._places: dict[str, list[_Place]] = {}
+        self._listed: dict[str, tuple[Status, str]] = {}
 
     def shelf(self, instance_id: str) -> _Shelf:
         return self.shelves.get(instance_id) or _Shelf(self)
@@ -199,14 +202,36 @@ class _Namespace:
         if aggregate is not None:
             self.aggregates[instance_id] = aggregate
             self.shelves[instance_id] = shelf
+            self._list(instance_id, (aggregate.status, aggregate.definition_hash))
         else:
             self.aggregates.pop(instance_id, None)
+            self._list(instance_id, None)
 
             if shelf.empty:
                 self.shelves.pop(instance_id, None)
             else:
                 self.shelves[instance_id] = shelf
 
+        self._index(instance_id, aggregate)
+
+    def _list(self, instance_id: str, new: tuple[Status, str] | None) -> None:
+        old = self._listed.get(instance_id)
+
+        if old == new:
+            return
+
+        for status, definition in product((old[0], None), (old[1], None)) if old else ():
+            self.listing(status, definition).discard(instance_id)
+
+        for status, definition in product((new[0], None), (new[1], None)) if new else ():
+            self.listing(status, definition).add(instance_id)
+
+        if new is None:
+            del self._listed[instance_id]
+        else:
+            self._listed[instance_id] = new
+
+    def _index(self, instance_id: str, aggregate: Aggregate | None) -> None:
         old = self._places.get(instance_id, [])
         new = list(self._places_of(instance_id, aggregate)) if aggregate else []
 
@@ -224,16 +249,6 @@ class _Namespace:
             self._places.pop(instance_id, None)
 
     def _places_of(self, instance_id: str, aggregate: Aggregate) -> Iterator[_Place]:
-        definition = aggregate.definition_hash
-
-        for filters in (
-            (None, None),
-            (aggregate.status, None),
-            (None, definition),
-            (aggregate.status, definition),
-        ):
-            yield self.listing(*filters), instance_id
-
         if aggregate.idle:
             yield self.idle, (aggregate.updated_at, instance_id)
 

@@ -1,0 +1,1 @@
+"""One module or package for each store; none imports another."""
