@@ -1,8 +1,7 @@
 """Durable workflow snapshots, task claims, control signals and events over one contract."""
 
 from sayiir_persist.adapters.memory import MemoryBackend, MemoryStore
-
-# from sayiir_persist.adapters.sqlite import SqliteBackend
+from sayiir_persist.adapters.sqlite import SqliteBackend
 from sayiir_persist.claims import (
     AcquiredTask,
     AvailableTask,
@@ -92,9 +91,9 @@ __all__ = [
     "BackendError",
     "BackendInfo",
     "BackendUnavailableError",
+    "Cancelled",
     "CannotCancelError",
     "CannotPauseError",
-    "Cancelled",
     "CapabilityError",
     "Change",
     "ClaimLostError",
@@ -138,7 +137,7 @@ __all__ = [
     "SignalStore",
     "SnapshotInfo",
     "SnapshotStore",
-    #     "SqliteBackend",
+    "SqliteBackend",
     "StaleSnapshotError",
     "StartOutcome",
     "State",

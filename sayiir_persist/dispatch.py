@@ -36,7 +36,7 @@ from sayiir_persist.snapshot import (
     WorkflowSnapshot,
     ready_stamps,
 )
-from sayiir_persist.validation import MICROSECOND, to_micros
+from sayiir_persist.validation import LATEST, MICROSECOND, to_micros
 
 Heads = Mapping[str, datetime]
 """When the oldest queued event of each name arrived."""
@@ -66,11 +66,11 @@ class When(Struct, frozen=True):
     after: int | None = None
 
     def resolve(self, now: int) -> int | None:
-        """The instant, for a write at `now`."""
+        """The instant, for a write at `now`; not beyond the end of the calendar."""
         if self.after is None:
-            return self.at
+            return None if self.at is None else min(self.at, LATEST)
 
-        return now + self.after if self.at is None else max(self.at, now + self.after)
+        return min(max(self.at or 0, now + self.after), LATEST)
 
 
 NEVER: Final = When()

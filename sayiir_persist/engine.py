@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
+import anyio
 from msgspec.structs import replace
 
 from sayiir_persist.background import Background
@@ -55,6 +56,9 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 50
 """After this many tries, each overtaken by another writer, an operation gives up."""
 
+LONGEST_CLOSE: Final = 5
+"""In seconds."""
+
 D = TypeVar("D", bound=Driver)
 T = TypeVar("T")
 
@@ -68,6 +72,7 @@ class Engine(Generic[D]):
         self.opened: Opened | None = None
         self._driver = driver
         self._process = 0
+        self._closing = False
         self._background = Background()
         self._writes = Coalescer(driver.apply, self._background)
         self._reported: set[tuple[str, str, int]] = set()
@@ -81,13 +86,20 @@ class Engine(Generic[D]):
         self._process = os.getpid()
 
     async def close(self) -> None:
-        """Close the driver, and wait for the writes that are on their way."""
-        if self.opened is None:
+        """Close the driver, and wait for the writes that are on their way.
+
+        Interrupted, it goes on when it is called again.
+        """
+        if self.opened is None and not self._closing:
             return
 
-        self.opened = None
-        await self._driver.close()
-        await self._background.aclose()
+        self.opened, self._closing = None, True
+
+        with anyio.move_on_after(LONGEST_CLOSE, shield=True):
+            await self._driver.close()
+            await self._background.aclose()
+
+        self._closing = False
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ instance.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self, overload
+from typing import TYPE_CHECKING, Protocol, Self, overload, runtime_checkable
 
 from msgspec import Struct
 
@@ -159,7 +159,7 @@ class SnapshotStore(Protocol):
             TerminalStateError: The instance has ended.
             InstancePausedError: It is paused, and this would set it going or end it unseen.
             PayloadTooLargeError: The input, a result or the output exceeds `max_payload`.
-            ResultsNotLoadedError: `overwrite`, or version 0, with results that were not loaded.
+            InvalidArgumentError: `overwrite`, or version 0, with results that were not loaded.
             CodecError: The codec cannot write the snapshot.
         """
         ...
@@ -796,11 +796,19 @@ class PersistentBackend(SnapshotStore, TaskClaimStore, SignalStore, Protocol):
         await self.aclose()
 
 
+@runtime_checkable
 class WakeupSource(Protocol):
     """Tells when something may have become ready. Optional: polling is the truth.
 
     Hints may be lost, late or double, and correctness never depends on one. The answer to a hint
     is `acquire_tasks`, which decides everything.
+
+    Example:
+        >>> async def idle(backend: PersistentBackend) -> None:
+        ...     if isinstance(backend, WakeupSource):
+        ...         await backend.wait_for_wakeup(timedelta(seconds=1))
+        ...     else:
+        ...         await anyio.sleep(1)
     """
 
     async def wait_for_wakeup(self, timeout: timedelta) -> WakeHint | None:

@@ -22,11 +22,12 @@ class _Change(NamedTuple):
 class _Ledger:
     """What came after the base, in order. Shared by every `Results` of one line of descent."""
 
-    __slots__ = ("latest", "order")
+    __slots__ = ("inherited", "latest", "order")
 
     def __init__(self) -> None:
         self.latest: dict[str, _Change] = {}
         self.order: list[str] = []
+        self.inherited = 0  # how many changes a copy began with
 
 
 class ResultsDelta(NamedTuple):
@@ -172,9 +173,7 @@ class Results(Mapping[str, bytes]):
     __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> tuple[object, ...]:
-        delta = self.delta()
-        stored = {k: v for k, v in self.at_hand().items() if k not in delta.gained}
-        return _rebuild, (stored if self._loaded else None, delta.gained, delta.dropped)
+        return type(self)._of_parts, self._parts()
 
     def __repr__(self) -> str:
         if not self._loaded:
@@ -200,24 +199,41 @@ class Results(Mapping[str, bytes]):
         if len(ledger.order) != self._length:  # another value grew first
             return self._copy()
 
-        if self._length > _COMPACT_ABOVE + 2 * self._count:  # mostly superseded changes
-            return self._copy()
+        if self._length > _COMPACT_ABOVE + 2 * max(self._count, ledger.inherited):
+            return self._copy()  # mostly superseded changes
 
         return self._share()
 
     def _copy(self) -> Self:
-        gained, dropped = self.delta()
+        return self._of_parts(*self._parts())
+
+    def _parts(self) -> tuple[bool, dict[str, bytes], frozenset[str], ResultsDelta]:
         before = self._share()
         before._length = self._saved
-        new = type(self).stored(before.at_hand())
-        new._loaded = self._loaded
+        stored = before.at_hand()
+        # Only where results were left out does it matter which ones are known to be gone.
+        known = () if self._loaded else self._ledger.order[: self._saved]
+        return self._loaded, stored, frozenset(known).difference(stored), self.delta()
 
-        for node_id in dropped:
+    @classmethod
+    def _of_parts(
+        cls, loaded: bool, stored: dict[str, bytes], gone: frozenset[str], delta: ResultsDelta
+    ) -> Self:
+        new = cls.stored(stored)
+        new._loaded = loaded
+
+        for node_id in gone:
             new._append(node_id, None)
 
-        for node_id, output in gained.items():
+        new._saved = new._length
+
+        for node_id in delta.dropped:
+            new._append(node_id, None)
+
+        for node_id, output in delta.gained.items():
             new._append(node_id, output)
 
+        new._ledger.inherited = new._length
         return new
 
     def _append(self, node_id: str, value: bytes | None) -> None:
@@ -227,17 +243,3 @@ class Results(Mapping[str, bytes]):
         ledger.order.append(node_id)
         self._length += 1
         self._count += (value is not None) - had
-
-
-def _rebuild(
-    stored: dict[str, bytes] | None, gained: dict[str, bytes], dropped: frozenset[str]
-) -> Results:
-    results = Results.stored(stored)
-
-    for node_id in dropped:
-        results = results.without(node_id)
-
-    for node_id, output in gained.items():
-        results = results.with_result(node_id, output)
-
-    return results

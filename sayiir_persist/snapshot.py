@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from sayiir_persist.errors import (
     CannotCancelError,
@@ -104,7 +104,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
     def __post_init__(self) -> None:
         if (clipped := clip_error(self.error)) != self.error:
-            object.__setattr__(self, "error", clipped)
+            force_setattr(self, "error", clipped)
 
 
 class Cancelled(Struct, frozen=True, kw_only=True, tag="cancelled", omit_defaults=True):
@@ -329,6 +329,7 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
         )
 
         if next is not None:
+            check_tree(next)  # the walks below rely on it
             next = wired(unstamped(next), task_id)
 
         end = output if next is None and not isinstance(position, AtFork) else b""
@@ -345,6 +346,7 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
             InvalidArgumentError: The position breaks a limit or repeats a node id.
         """
         self._require_open()
+        check_tree(position)  # the walks below rely on it
         source = self.last_completed_task_id
         return self._moved(
             entered(wired(position, INSTANCE_INPUT if source is None else source)), end=b""

@@ -19,6 +19,8 @@ MAX_TAGS: Final = 64
 MAX_TTL: Final = timedelta(days=365_000)
 MICROSECOND: Final = timedelta(microseconds=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+"""The end of the calendar in microseconds: what would be later saturates here."""
 
 E = TypeVar("E", bound=StrEnum)
 
