@@ -288,6 +288,9 @@ def carry_out(aggregate: Aggregate | None, unit: Unit, shelf: Shelf, now: int) -
     if unit.push is not None and _queue_is_full(unit.push, aggregate, shelf, now):
         return _refused(aggregate, unit, shelf, now, Refusal.QUEUE_FULL)
 
+    if unit.record is not None and aggregate is not None and _has_elapsed(aggregate, now):
+        return _refused(aggregate, unit, shelf, now, Refusal.ELAPSED)
+
     if unit.release is not None and not _on_record(aggregate, unit.release):
         return _refused(aggregate, unit, shelf, now, Refusal.GUARD)
 
@@ -500,7 +503,9 @@ def _indexed(entry: Entry, now: int) -> IndexedEntry:
 
 
 def _record(aggregate: Aggregate, record: Record, shelf: Shelf, now: int) -> None:
-    ready = _ready_entry(aggregate, record.node_id, now)
+    ready = next(
+        (it for it in aggregate.entries if it.early and it.node_id == record.node_id), None
+    )
     marks = ready is not None and not ready.done
 
     if not marks and shelf.result(record.node_id) == record.output:
@@ -518,18 +523,23 @@ def _record(aggregate: Aggregate, record: Record, shelf: Shelf, now: int) -> Non
         )
 
 
-def _ready_entry(aggregate: Aggregate, node_id: str, now: int) -> IndexedEntry | None:
+def _has_elapsed(aggregate: Aggregate, now: int) -> bool:
     horizon = aggregate.status_since if aggregate.status is Status.PAUSED else now
+    return any(
+        not entry.early and entry.met is None and entry.due is not None and entry.due <= horizon
+        for entry in aggregate.entries
+    )
 
+
+def _ready_entry(aggregate: Aggregate, node_id: str, now: int) -> IndexedEntry | None:
     for entry in aggregate.entries:
-        if entry.is_task and entry.node_id == node_id and _is_ready(entry, horizon):
+        if not entry.is_task or entry.node_id != node_id:
+            continue
+
+        if entry.early or (entry.due is not None and entry.due <= now):
             return entry
 
     return None
-
-
-def _is_ready(entry: IndexedEntry, horizon: int) -> bool:
-    return entry.early or (entry.due is not None and entry.due <= horizon)
 
 
 def _mark_signals(aggregate: Aggregate, unit: Unit, now: int) -> None:

@@ -33,6 +33,7 @@ from sayiir_persist.driver import (
     Presence,
     Push,
     Record,
+    Refusal,
     SignalMark,
     Take,
     Unit,
@@ -42,7 +43,6 @@ from sayiir_persist.errors import (
     BackendError,
     CannotCancelError,
     CannotPauseError,
-    ClaimLostError,
     ClaimNotFoundError,
     CodecError,
     ContentionError,
@@ -64,6 +64,7 @@ from sayiir_persist.snapshot import (
     StartOutcome,
     Status,
     WorkflowSnapshot,
+    marked_done,
     never_stored,
 )
 from sayiir_persist.validation import (
@@ -92,7 +93,7 @@ from sayiir_persist.values import (
     with_all_results,
     with_results_of,
 )
-from sayiir_persist.writes import OPEN, PAUSED, RUNNING, key_of, refusal, save_guard
+from sayiir_persist.writes import OPEN, PAUSED, RUNNING, claim_lost, key_of, refusal, save_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -294,9 +295,36 @@ class StandardBackend(Generic[D]):
             guard=Guard(statuses=OPEN, claim=key_of(claim)),
             record=Record(task_id, output),
         )
-        answer = await self._engine.write(unit)
+        answer = await self._engine.submit(unit)
+
+        if answer.refused is Refusal.ELAPSED:
+            return await self._record_with_body(instance_id, task_id, output, claim)
+
+        if answer.refused is not None:
+            raise required(refusal(unit, answer))
 
         return facts_of(answer).version
+
+    async def _record_with_body(
+        self, instance_id: str, task_id: str, output: bytes, claim: TaskClaim | None
+    ) -> int:
+        """Record a result where elapsed time, too, has to be written: ahead of the result."""
+        for _ in range(MAX_ATTEMPTS):
+            current = await self._engine.load_for_change(instance_id, claim)
+            marked = marked_done(current, task_id)
+
+            if marked is current and current.results.get(task_id) == output:
+                return current.version
+
+            unit = self._engine.saving(marked.record_result(task_id, output), claim)
+            answer = await self._engine.submit(unit)
+
+            if answer.refused is None:
+                return facts_of(answer).version
+
+            _raise_unless_moved(unit, answer)
+
+        raise ContentionError(instance_id, MAX_ATTEMPTS)
 
     async def load_snapshot(self, instance_id: str, *, results: bool = True) -> WorkflowSnapshot:
         check_id("instance_id", instance_id)
@@ -540,8 +568,7 @@ class StandardBackend(Generic[D]):
             raise ClaimNotFoundError(claim.instance_id, claim.task_id)
 
         if not extended.extended:
-            owner = record.worker_id if record.fence != claim.fence else None
-            raise ClaimLostError(claim.instance_id, claim.task_id, owner)
+            raise claim_lost(claim.instance_id, key, record)
 
         return claim_of(claim.instance_id, record, extended.signals)
 
@@ -558,7 +585,7 @@ class StandardBackend(Generic[D]):
         if answer.claim is None:
             raise ClaimNotFoundError(claim.instance_id, claim.task_id)
 
-        raise ClaimLostError(claim.instance_id, claim.task_id, answer.claim.worker_id)
+        raise claim_lost(claim.instance_id, key, answer.claim)
 
     async def revoke_task_claim(self, instance_id: str, task_id: str) -> TaskClaim | None:
         check_id("instance_id", instance_id)
@@ -900,7 +927,7 @@ class StandardBackend(Generic[D]):
         answer = await self._engine.write(unit)
 
         if answer.facts is not None and answer.facts.advance_due:
-            await self._engine.follow_up(instance_id, self._engine.advance)
+            await self._engine.follow_up(instance_id, self._engine.advance, answers=True)
 
     async def consume_event(self, instance_id: str, name: str) -> bytes | None:
         check_id("instance_id", instance_id)

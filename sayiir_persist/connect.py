@@ -84,7 +84,8 @@ def _factory(scheme: str) -> Callable[..., PersistentBackend]:
             f"others come with a package that registers {scheme!r} in the group {ENTRY_POINTS!r}"
         )
 
-    return found[0].load()
+    factory: Callable[..., PersistentBackend] = found[0].load()
+    return factory
 
 
 def _load(adapter: _Adapter) -> Callable[..., PersistentBackend]:
@@ -98,4 +99,5 @@ def _load(adapter: _Adapter) -> Callable[..., PersistentBackend]:
             f"{error.name} is not installed: pip install 'sayiir-persist[{adapter.extra}]'"
         ) from error
 
-    return module.from_url
+    factory: Callable[..., PersistentBackend] = module.from_url
+    return factory

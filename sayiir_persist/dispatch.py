@@ -24,6 +24,7 @@ from sayiir_persist.positions import (
     Leaf,
     Position,
     ReadyReason,
+    entered,
     leaves,
     replace_leaf,
     stamp,
@@ -245,8 +246,8 @@ def _end(park: AtDelay | AtSignal, entered: When) -> When:
     if park.wake_after is not None:
         micros = park.wake_after // MICROSECOND
         return When(
-            None if entered.at is None else entered.at + micros,
-            None if entered.after is None else entered.after + micros,
+            None if entered.at is None else min(entered.at + micros, LATEST),
+            None if entered.after is None else min(entered.after + micros, LATEST),
         )
 
     if park.wake_at is None:
@@ -277,7 +278,8 @@ def _not_before_retry(due: When, retry: RetryState | None) -> When:
         return When(max(to_micros(retry.retry_at), due.at or 0), due.after)
 
     if retry.retry_after is not None:
-        return When(due.at, max(retry.retry_after // MICROSECOND, due.after or 0))
+        after = min(retry.retry_after // MICROSECOND, LATEST)
+        return When(due.at, max(after, due.after or 0))
 
     return due
 
@@ -347,7 +349,7 @@ def _next_elapsed(snapshot: WorkflowSnapshot, horizon: datetime, heads: Heads) -
         if isinstance(leaf, AtSignal) and meets(leaf, heads):
             continue
 
-        if leaf.next is None and position is not None and _ends_workflow(position, leaf.node_id):
+        if position is not None and _ends_workflow(position, leaf):
             continue
 
         first = _Elapsed(at, leaf)
@@ -355,8 +357,9 @@ def _next_elapsed(snapshot: WorkflowSnapshot, horizon: datetime, heads: Heads) -
     return first
 
 
-def _ends_workflow(position: Position, node_id: str) -> bool:
-    return replace_leaf(position, node_id, None) is None
+def _ends_workflow(position: Position, park: AtDelay | AtSignal) -> bool:
+    """Whether nothing is left to enter after this park; a fork without open branches is nothing."""
+    return entered(park.next) is None and replace_leaf(position, park.node_id, None) is None
 
 
 def _elapse(snapshot: WorkflowSnapshot, elapsed: _Elapsed) -> WorkflowSnapshot:
@@ -425,12 +428,11 @@ def answered(
     recorded = snapshot.record_result(wait.node_id, payload)
     since = max(arrived_at, wait.entered_at or arrived_at)
 
-    if wait.next is None and (position := snapshot.position) is not None:
-        if position is wait or position == wait:
-            return recorded.complete(payload)
+    position = snapshot.position
 
-        if _ends_workflow(position, wait.node_id):
-            return recorded.complete(b"")
+    if position is not None and _ends_workflow(position, wait):
+        at_root = isinstance(position, AtSignal) and wait.next is None
+        return recorded.complete(payload if at_root else b"")
 
     return _move_on(recorded, wait, since, ReadyReason.EVENT)
 
@@ -455,14 +457,10 @@ def elapsed_end(snapshot: WorkflowSnapshot, now: datetime) -> AtDelay | AtSignal
         return None
 
     for leaf in leaves(position):
-        if not isinstance(leaf, AtDelay | AtSignal) or leaf.next is not None:
+        if not isinstance(leaf, AtDelay | AtSignal):
             continue
 
-        if (
-            (at := leaf.ends_at) is not None
-            and at <= now
-            and _ends_workflow(position, leaf.node_id)
-        ):
+        if (at := leaf.ends_at) is not None and at <= now and _ends_workflow(position, leaf):
             return leaf
 
     return None
@@ -477,7 +475,7 @@ def ended(snapshot: WorkflowSnapshot, park: AtDelay | AtSignal) -> WorkflowSnaps
     if isinstance(park, AtSignal):
         return time_out(snapshot, park).complete(b"")
 
-    at_root = isinstance(snapshot.position, AtDelay)
+    at_root = isinstance(snapshot.position, AtDelay) and park.next is None
     return snapshot.complete(snapshot.results.get(park.node_id, b"") if at_root else b"")
 
 

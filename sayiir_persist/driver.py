@@ -225,9 +225,10 @@ class Content(Struct, frozen=True, kw_only=True):
 class Record(Struct, frozen=True):
     """One result, recorded without touching the body (`save_task_result`).
 
-    A task entry of that node that is in the ready set (due, or `early`; on a paused instance
-    judged at `status_since`; not behind a met wait) is marked done. Identical to what is stored,
-    with nothing to mark: no version is taken.
+    An `early` task entry of that node is marked done. Identical to what is stored, with nothing to
+    mark: no version is taken. Refused where time has moved the position on since the body was
+    written: where an entry that is neither `early` nor met is due, by now or, on a paused
+    instance, by `status_since`. The body then has to be written with it.
     """
 
     node_id: str
@@ -305,6 +306,7 @@ class Refusal(StrEnum):
     """Why a write was refused, where the facts do not tell."""
 
     GUARD = "guard"
+    ELAPSED = "elapsed"
     QUEUE_FULL = "queue_full"
 
 

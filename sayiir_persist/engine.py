@@ -217,13 +217,14 @@ class Engine(Generic[D]):
         raise ContentionError(instance_id, MAX_ATTEMPTS)
 
     async def advance(
-        self, instance_id: str, *, known: WorkflowSnapshot | None = None
+        self, instance_id: str, *, known: WorkflowSnapshot | None = None, answers: bool = False
     ) -> WorkflowSnapshot | None:
         """Write every move that is due: answered waits, and parks that lead to no task.
 
         Args:
             instance_id: Whose.
             known: What is stored as far as the caller knows, with its results.
+            answers: Only waits that met their event; elapsed parks are left to dispatch.
 
         Returns:
             What was stored last; `None`: there was nothing to write, or nobody may.
@@ -236,7 +237,7 @@ class Engine(Generic[D]):
             if view is None or not can_move(view.facts) or not view.facts.advance_due:
                 return moved
 
-            step = await self._next_step(view, restored(view, moved or known))
+            step = await self._next_step(view, restored(view, moved or known), answers=answers)
 
             if step is None:
                 return moved
@@ -251,11 +252,13 @@ class Engine(Generic[D]):
 
         raise ContentionError(instance_id, MAX_ATTEMPTS)
 
-    async def _next_step(self, view: View, stored: WorkflowSnapshot) -> Step | None:
+    async def _next_step(
+        self, view: View, stored: WorkflowSnapshot, *, answers: bool
+    ) -> Step | None:
         now = from_micros(view.now)
         current = settle(stored, now, arrivals(view))
 
-        if (step := drain_step(view, current)) is not None:
+        if (step := drain_step(view, current)) is not None or answers:
             return step
 
         park = elapsed_end(current, now)
@@ -294,7 +297,9 @@ class Engine(Generic[D]):
         stored = stored_form(snapshot, answer)
 
         if facts_of(answer).advance_due:
-            moved = await self.follow_up(stored.instance_id, self.advance, known=stored)
+            moved = await self.follow_up(
+                stored.instance_id, self.advance, known=stored, answers=True
+            )
             stored = moved or stored
 
         return await self._shown(stored, max(from_micros(answer.now), stored.updated_at or EPOCH))

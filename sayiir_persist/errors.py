@@ -109,7 +109,10 @@ class InstanceExistsError(ConflictError):
 
 
 class ClaimLostError(ConflictError):
-    """The claim is no longer the valid one: it expired, was taken over, revoked or dropped."""
+    """The claim is no longer the valid one: it expired, was taken over, revoked or dropped.
+
+    `owner` is the worker whose claim is on record instead, if there is one.
+    """
 
     def __init__(self, instance_id: str, task_id: str, owner: str | None = None) -> None:
         self.instance_id, self.task_id, self.owner = instance_id, task_id, owner

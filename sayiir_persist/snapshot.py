@@ -410,8 +410,8 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
             raise CannotCancelError(self.instance_id, self.status)
 
         cancelled = Cancelled(
-            reason=request and request.reason,
-            requested_by=request and request.requested_by,
+            reason=request.reason if request else None,
+            requested_by=request.requested_by if request else None,
             interrupted_at_task=interrupted_at_task,
         )
         return self._with(state=cancelled, deadline=None, status_since=None)
@@ -427,8 +427,8 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
 
         paused = Paused(
             self.state.position,
-            reason=request and request.reason,
-            requested_by=request and request.requested_by,
+            reason=request.reason if request else None,
+            requested_by=request.requested_by if request else None,
         )
         return self._with(state=paused, deadline=None, status_since=None)
 
@@ -568,6 +568,27 @@ def stamped(
             changes["state"] = replace(snapshot.state, position=position)
 
     return replace(snapshot, **changes)
+
+
+def marked_done(snapshot: WorkflowSnapshot, task_id: str) -> WorkflowSnapshot:
+    """The snapshot with an open task marked as done; the same object where nothing changes."""
+    state = snapshot.state
+
+    if not isinstance(state, InProgress | Paused):
+        return snapshot
+
+    def mark(leaf: Leaf) -> Leaf:
+        if not isinstance(leaf, AtTask) or leaf.task_id != task_id or leaf.done:
+            return leaf
+
+        return replace(leaf, done=True)
+
+    position = map_open(state.position, mark)
+
+    if position is state.position:
+        return snapshot
+
+    return replace(snapshot, state=replace(state, position=position))
 
 
 def never_stored(snapshot: WorkflowSnapshot) -> WorkflowSnapshot:

@@ -124,11 +124,12 @@ def check_priority(name: str, value: object) -> None:
 
 def check_member(name: str, kind: type[E], value: object) -> E:
     """Refuse what is no member of an enumeration, nor the value of one."""
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(kind)
-        raise InvalidArgumentError(f"{name} must be one of {known}, not {value!r}") from None
+    for member in kind:
+        if member == value:
+            return member
+
+    known = ", ".join(kind)
+    raise InvalidArgumentError(f"{name} must be one of {known}, not {value!r}")
 
 
 def check_limit(value: object) -> int:

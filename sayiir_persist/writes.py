@@ -148,12 +148,13 @@ def _lost(unit: Unit, key: ClaimKey, answer: Answer) -> ClaimLostError | None:
     if record is not None and record.fence == key.fence and record.live(answer.now):
         return None
 
-    return ClaimLostError(unit.instance_id, key.task_id, owner_of(record, answer.now))
+    return claim_lost(unit.instance_id, key, record)
 
 
-def owner_of(record: ClaimRecord | None, now: int) -> str | None:
-    """Whose the claim on record is, while it is live."""
-    return record.worker_id if record is not None and record.live(now) else None
+def claim_lost(instance_id: str, key: ClaimKey, record: ClaimRecord | None) -> ClaimLostError:
+    """The error of a claim that is not the valid one; its owner is whose claim is on record."""
+    another = record is not None and record.fence != key.fence
+    return ClaimLostError(instance_id, key.task_id, record.worker_id if another else None)
 
 
 def _same_version(guard: Guard, answer: Answer) -> bool:
