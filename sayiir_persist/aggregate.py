@@ -55,6 +55,7 @@ class IndexedEntry(Struct, kw_only=True, omit_defaults=True):
         met: The event that it waits for has met it: due now, as an advance.
         until: An event that arrives from then on comes too late; `None`: none does.
         due: `None`: never.
+        elapses: From when on time alone has moved the leaf on; `None`: never.
     """
 
     node_id: str
@@ -70,6 +71,7 @@ class IndexedEntry(Struct, kw_only=True, omit_defaults=True):
     event: str | None = None
     until: int | None = None
     met: int | None = None
+    elapses: int | None = None
 
     @property
     def lane(self) -> int:
@@ -499,6 +501,7 @@ def _indexed(entry: Entry, now: int) -> IndexedEntry:
         avoid=entry.avoid,
         event=entry.event,
         until=entry.event_until.resolve(now),
+        elapses=entry.elapses.resolve(now),
     )
 
 
@@ -526,7 +529,7 @@ def _record(aggregate: Aggregate, record: Record, shelf: Shelf, now: int) -> Non
 def _has_elapsed(aggregate: Aggregate, now: int) -> bool:
     horizon = aggregate.status_since if aggregate.status is Status.PAUSED else now
     return any(
-        not entry.early and entry.met is None and entry.due is not None and entry.due <= horizon
+        entry.elapses is not None and entry.elapses <= horizon and entry.met is None
         for entry in aggregate.entries
     )
 

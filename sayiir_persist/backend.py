@@ -746,6 +746,8 @@ class StandardBackend(Generic[D]):
                 except CodecError as error:
                     await self._engine.report_unreadable(instance_id, error)
                     unreadable.add(instance_id)
+                except ContentionError:
+                    continue  # somebody is at it
                 else:
                     if became is not None:
                         done[became].append(instance_id)

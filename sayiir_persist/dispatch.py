@@ -95,6 +95,7 @@ class Entry(Struct, frozen=True, kw_only=True):
         avoid: The worker of the last failure.
         event: The name of the event that the leaf waits for.
         event_until: An event that arrives from then on comes too late; `NEVER`: none does.
+        elapses: From when on time alone has moved the leaf on: the end of the park itself.
     """
 
     node_id: str
@@ -110,6 +111,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     avoid: str | None = None
     event: str | None = None
     event_until: When = NEVER
+    elapses: When = NEVER
 
 
 class Projection(Struct, frozen=True):
@@ -188,6 +190,7 @@ def _park_entry(park: AtDelay | AtSignal, snapshot: WorkflowSnapshot) -> Entry:
             due=due,
             event=event,
             event_until=event_until,
+            elapses=end,
         )
 
     timed_out = isinstance(last, AtSignal)
@@ -201,6 +204,7 @@ def _park_entry(park: AtDelay | AtSignal, snapshot: WorkflowSnapshot) -> Entry:
         fresh=park.entered_at is None,
         event=event,
         event_until=event_until,
+        elapses=end,
     )
 
 
@@ -215,6 +219,7 @@ def _offer(
     done: bool = False,
     event: str | None = None,
     event_until: When = NEVER,
+    elapses: When = NEVER,
 ) -> Entry:
     retry = snapshot.retries.get(task.task_id)
 
@@ -238,6 +243,7 @@ def _offer(
         avoid=retry.last_worker if retry else None,
         event=event,
         event_until=event_until,
+        elapses=elapses,
     )
 
 

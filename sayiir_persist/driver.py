@@ -227,8 +227,8 @@ class Record(Struct, frozen=True):
 
     An `early` task entry of that node is marked done. Identical to what is stored, with nothing to
     mark: no version is taken. Refused where time has moved the position on since the body was
-    written: where an entry that is neither `early` nor met is due, by now or, on a paused
-    instance, by `status_since`. The body then has to be written with it.
+    written: where an entry that has not met its event `elapses` by now or, on a paused instance,
+    by `status_since`. The body then has to be written with it.
     """
 
     node_id: str

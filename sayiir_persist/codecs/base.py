@@ -21,7 +21,7 @@ class Codec(Protocol):
         name: What messages call it.
 
     Example:
-        A codec for msgspec structs, which keeps stored bodies small:
+        A codec that keeps stored bodies small:
 
         >>> import zlib
         >>> from sayiir_persist.codecs import JsonCodec, register_codec

@@ -261,22 +261,26 @@ class SqliteDriver:
 
     async def poll(self, query: Poll) -> Polled:
         if not query.claim:
-            return await self._read(lambda session: session.poll(query))
+            return await self._read(lambda session: session.dispatching.poll(query))
 
         # Idle workers never take the write lock.
-        seen = await self._read(lambda session: session.look(query))
-        return seen if seen is not None else await self._write(lambda s: s.poll(query))
+        seen = await self._read(lambda session: session.dispatching.look(query))
+
+        if seen is not None:
+            return seen
+
+        return await self._write(lambda session: session.dispatching.poll(query))
 
     async def page(self, query: Page) -> Sequence[Row]:
         return await self._read(lambda session: session.page(query))
 
     async def chores(self, query: Chores) -> ChoreList:
-        found, to_purge = await self._read(lambda session: session.chores(query))
+        found, to_purge = await self._read(lambda session: session.dispatching.chores(query))
 
         if not to_purge:
             return found
 
-        purged, more = await self._write(lambda session: session.purge(query))
+        purged, more = await self._write(lambda session: session.dispatching.purge(query))
         return ChoreList(instances=found.instances, purged=purged, more=found.more or more)
 
     async def wait(self, timeout: float) -> WakeHint | None:

@@ -89,9 +89,12 @@ def aggregate_of(instance_id: str, row: tuple[Any, ...], body: bytes) -> Aggrega
         raise CodecError(f"the row of {instance_id!r} is damaged: {error}") from error
 
 
-def claims_of(state: bytes) -> dict[str, ClaimRecord]:
-    """The claims on record."""
-    return _decoder.decode(state).claims
+def has_live_claim(state: bytes, now: int) -> bool:
+    """Whether any claim is live; a damaged state has none."""
+    try:
+        return any(claim.live(now) for claim in _decoder.decode(state).claims.values())
+    except msgspec.MsgspecError:
+        return False
 
 
 def places_of(aggregate: Aggregate | None, before: Places | None) -> Places | None:
