@@ -17,6 +17,7 @@ from sayiir_persist.claims import (
     TaskClaim,
     WakeHint,
 )
+from sayiir_persist.codecs import register_codec
 from sayiir_persist.dispatch import settle
 from sayiir_persist.driver import (
     Answer,
@@ -118,6 +119,7 @@ class StandardBackend(Generic[D]):
 
     def __init__(self, driver: Callable[[Options], D], **options: Any) -> None:
         chosen = read_options(options)
+        register_codec(chosen.codec)  # what it writes, it can read
         self._engine = Engine(driver(chosen), chosen)
 
     @property

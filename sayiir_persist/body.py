@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -43,7 +43,7 @@ def encode_body(snapshot: WorkflowSnapshot, codec: Codec) -> bytes:
             retries=snapshot.retries,
             timed_out=snapshot.timed_out,
             loop_iterations=snapshot.loop_iterations,
-            deadline=snapshot.deadline,
+            deadline=snapshot.deadline and snapshot.deadline.astimezone(UTC),
             trace_parent=snapshot.trace_parent,
         ),
     )

@@ -19,13 +19,12 @@ MAX_BATCH: Final = 256
 
 
 class _Waiting:
-    __slots__ = ("answer", "done", "error", "unit")
+    __slots__ = ("answer", "done", "unit")
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.done = anyio.Event()
-        self.answer: Answer | None = None
-        self.error: Exception | None = None
+        self.answer: Answer | Exception | None = None
 
 
 class Coalescer:
@@ -45,7 +44,7 @@ class Coalescer:
 
     def __init__(
         self,
-        apply: Callable[[Sequence[Unit]], Awaitable[Sequence[Answer]]],
+        apply: Callable[[Sequence[Unit]], Awaitable[Sequence[Answer | Exception]]],
         background: Background,
         *,
         writers: int = 1,
@@ -58,7 +57,7 @@ class Coalescer:
 
     async def submit(self, unit: Unit) -> Answer:
         """Carry out one write, perhaps together with others."""
-        if self._idle_writers and not self._waiting and unit.instance_id not in self._underway:
+        if self._idle_writers and not self._has_predecessor(unit.instance_id):
             return await self._alone(unit)
 
         waiting = _Waiting(unit)
@@ -72,20 +71,22 @@ class Coalescer:
 
             raise
 
-        if waiting.error is not None:
-            raise waiting.error
-
         if waiting.answer is None:
             raise OutcomeUnknownError("the write was interrupted: it may have been applied")
 
-        return waiting.answer
+        return _answered(waiting.answer)
+
+    def _has_predecessor(self, instance_id: str) -> bool:
+        return instance_id in self._underway or any(
+            waiting.unit.instance_id == instance_id for waiting in self._waiting
+        )
 
     async def _alone(self, unit: Unit) -> Answer:
         self._idle_writers -= 1
         self._underway.add(unit.instance_id)
 
         try:
-            return (await self._apply((unit,)))[0]
+            return _answered((await self._apply((unit,)))[0])
         finally:
             self._finished((unit.instance_id,))
 
@@ -121,7 +122,7 @@ class Coalescer:
             answers = await self._apply([waiting.unit for waiting in batch])
         except Exception as exc:  # noqa: BLE001  (every caller raises it in its own task)
             for waiting in batch:
-                waiting.error = exc
+                waiting.answer = exc
         else:
             for waiting, answer in zip(batch, answers, strict=True):
                 waiting.answer = answer
@@ -130,3 +131,10 @@ class Coalescer:
 
             for waiting in batch:
                 waiting.done.set()
+
+
+def _answered(answer: Answer | Exception) -> Answer:
+    if isinstance(answer, Exception):
+        raise answer
+
+    return answer

@@ -60,13 +60,13 @@ def connect(url: str, **options: Any) -> PersistentBackend:
         >>> connect("memory://", namespace="orders").info.name
         'memory'
     """
-    scheme, separator, _ = url.partition(":")
+    scheme, separator, rest = url.partition(":")
     scheme = scheme.lower()
 
     if not separator:
         raise ConfigurationError("a URL starts with a scheme, such as sqlite:///runs.db")
 
-    return _factory(scheme)(url, **options)
+    return _factory(scheme)(f"{scheme}:{rest}", **options)
 
 
 def _factory(scheme: str) -> Callable[..., PersistentBackend]:

@@ -535,10 +535,11 @@ class Driver(Protocol):
         """Read instances, each in one consistent step; `None` where no row is."""
         ...
 
-    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer]:
+    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer | Exception]:
         """Carry out writes, at most one for each instance, each atomic and answered alone.
 
-        One that is refused or fails does not touch its neighbours; durable when it returns.
+        One that is refused or fails does not touch its neighbours: its error is its answer. What
+        is answered is durable. Raises what keeps all of them from being answered.
         """
         ...
 

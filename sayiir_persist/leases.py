@@ -14,6 +14,7 @@ from sayiir_persist.errors import (
     ClaimNotFoundError,
     InvalidArgumentError,
     OutcomeUnknownError,
+    PersistError,
 )
 from sayiir_persist.validation import check_ttl
 
@@ -78,7 +79,7 @@ async def keep_claim(
     failure: BaseException | None = None
 
     async def renew() -> None:
-        nonlocal lost
+        nonlocal lost, failure
         known_live_until = anyio.current_time() + ttl.total_seconds()
 
         while lost is None:
@@ -96,6 +97,9 @@ async def keep_claim(
                     lost = ClaimLostError(claim.instance_id, claim.task_id)
 
                 logger.warning("a claim was not renewed", extra={**facts, "error": str(error)})
+            except PersistError as error:
+                failure = failure or error
+                break
             else:
                 known_live_until = asked_at + ttl.total_seconds()
 

@@ -7,12 +7,12 @@ write that stores it. `next` positions are never stamped before they are entered
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, TypeVar, assert_never
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from sayiir_persist.errors import InvalidArgumentError
 from sayiir_persist.validation import (
@@ -99,7 +99,7 @@ class AtDelay(_NodeIdentity, frozen=True, kw_only=True, tag="delay", omit_defaul
         if (self.wake_after is None) == (self.wake_at is None):
             raise InvalidArgumentError("AtDelay takes exactly one of wake_after and wake_at")
 
-        _check_wake(self.wake_after, self.wake_at)
+        _check_wake(self)
 
     @property
     def ends_at(self) -> datetime | None:
@@ -132,7 +132,7 @@ class AtSignal(_SignalIdentity, frozen=True, kw_only=True, tag="signal", omit_de
         if self.wake_after is not None and self.wake_at is not None:
             raise InvalidArgumentError("AtSignal takes at most one of wake_after and wake_at")
 
-        _check_wake(self.wake_after, self.wake_at)
+        _check_wake(self)
 
     @property
     def ends_at(self) -> datetime | None:
@@ -177,12 +177,12 @@ Leaf = AtTask | AtDelay | AtSignal | AtNode
 _Park = TypeVar("_Park", AtDelay, AtSignal)
 
 
-def _check_wake(wake_after: timedelta | None, wake_at: datetime | None) -> None:
-    if wake_after is not None:
-        check_duration("wake_after", wake_after)
+def _check_wake(park: AtDelay | AtSignal) -> None:
+    if park.wake_after is not None:
+        check_duration("wake_after", park.wake_after)
 
-    if wake_at is not None:
-        check_instant("wake_at", wake_at)
+    if park.wake_at is not None and getattr(park.wake_at, "tzinfo", None) is not UTC:
+        force_setattr(park, "wake_at", check_instant("wake_at", park.wake_at))
 
 
 def _ends_at(

@@ -467,10 +467,9 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
         """Set or clear the runtime's own deadline; the store only keeps it."""
         self._require_open()
 
-        if deadline is not None:
-            check_instant("deadline", deadline)
-
-        return self._with(deadline=deadline)
+        return self._with(
+            deadline=None if deadline is None else check_instant("deadline", deadline)
+        )
 
     def _with(self, **changes: Any) -> Self:
         return replace(self, **changes)

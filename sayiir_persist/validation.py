@@ -159,13 +159,21 @@ def check_ttl(value: timedelta) -> int:
     return value // MICROSECOND
 
 
-def check_instant(name: str, value: object) -> None:
-    """Refuse an instant without a time zone, or what is no `datetime`."""
+def check_instant(name: str, value: object) -> datetime:
+    """Refuse an instant without a time zone, or what is no `datetime`; return it in UTC."""
     if not isinstance(value, datetime):
         raise InvalidArgumentError(f"{name} must be a datetime, not {value!r}")
 
     if value.utcoffset() is None:
         raise InvalidArgumentError(f"{name} must be zone-aware, not {value!r}")
+
+    if value.tzinfo is UTC:
+        return value
+
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgumentError(f"{name} is not in the calendar of UTC: {value!r}") from None
 
 
 def check_payload(what: str, value: object, limit: int) -> None:

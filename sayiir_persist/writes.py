@@ -153,8 +153,8 @@ def _lost(unit: Unit, key: ClaimKey, answer: Answer) -> ClaimLostError | None:
 
 def claim_lost(instance_id: str, key: ClaimKey, record: ClaimRecord | None) -> ClaimLostError:
     """The error of a claim that is not the valid one; its owner is whose claim is on record."""
-    another = record is not None and record.fence != key.fence
-    return ClaimLostError(instance_id, key.task_id, record.worker_id if another else None)
+    owner = record.worker_id if record is not None and record.fence != key.fence else None
+    return ClaimLostError(instance_id, key.task_id, owner)
 
 
 def _same_version(guard: Guard, answer: Answer) -> bool:

@@ -360,7 +360,7 @@ class MemoryDriver:
 
         return rules.view(aggregate, self._space.shelf(read.instance_id), read, now)
 
-    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer]:
+    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer | Exception]:
         return [self._apply(unit) for unit in units]
 
     def _apply(self, unit: Unit) -> Answer:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import count
+from operator import methodcaller
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -375,7 +376,7 @@ class BackendMachine(RuleBasedStateMachine):
         """Every instance reads as the model says, at every moment."""
         for instance_id in INSTANCES:
             loaded = self._both(
-                lambda b, i=instance_id: b.load_snapshot(i), lambda m, i=instance_id: m.view(i)
+                methodcaller("load_snapshot", instance_id), methodcaller("view", instance_id)
             )
 
             if loaded:
@@ -573,7 +574,7 @@ class BackendMachine(RuleBasedStateMachine):
 
         if found is None or expected is None:
             assert found is expected is None, f"found {found}, expected {expected}"
-        elif known is expected:
+        elif known is not None and known is expected:
             self._same_claim(
                 found, replace(known, pending_signal=found.pending_signal), is_new=False
             )
@@ -646,11 +647,15 @@ class BackendMachine(RuleBasedStateMachine):
             lambda m: m.revoke_task_claim(instance_id, task_id),
         )
 
-        if answers and answers[0] and answers[1]:
-            found, expected = answers
-            answers = found, replace(expected, pending_signal=found.pending_signal)
+        if answers is None:
+            return
 
-        self._equal(answers)
+        found, expected = answers
+
+        if found is not None and expected is not None:
+            expected = replace(expected, pending_signal=found.pending_signal)
+
+        self._equal((found, expected))
 
     @rule(data=data(), ttl=st.none() | _ttls, as_value=_coin, with_base=_coin)
     def commit(

@@ -731,7 +731,9 @@ class Model:
             record = run.claims.get(claim.task_id)
 
             if record is None or record.fence != claim.fence or not self.is_live(record):
-                raise ClaimLostError(instance_id, claim.task_id, record.worker_id if record else None)
+                raise ClaimLostError(
+                    instance_id, claim.task_id, record.worker_id if record else None
+                )
 
         current = given is not None and (given.version, given.incarnation) == (
             stored.version,
@@ -1198,7 +1200,7 @@ def merged(
     if not isinstance(given, Results) or given.loaded:
         return dict(given)
 
-    for node_id in {*nodes, *stored}:
+    for node_id in {*nodes, *stored, *given.at_hand()}:
         try:
             stored[node_id] = given[node_id]
         except ResultsNotLoadedError:

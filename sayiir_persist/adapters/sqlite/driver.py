@@ -7,7 +7,7 @@ import sqlite3
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
@@ -243,15 +243,9 @@ class SqliteDriver:
         outcomes = await self._outcomes(self._opened().reader, steps, writes=False)
         return [_raised(outcome) for outcome in outcomes]
 
-    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer]:
+    async def apply(self, units: Sequence[Unit]) -> Sequence[Answer | Exception]:
         steps = [partial(Session.apply, unit=unit) for unit in units]
-        outcomes: list[Any] = list(await self._outcomes(self._opened().writer, steps, writes=True))
-
-        if len(outcomes) == 1:
-            _raised(outcomes[0])
-
-        # One that failed stands in the place of its answer, for its neighbours were applied.
-        return outcomes
+        return await self._outcomes(self._opened().writer, steps, writes=True)
 
     async def claim(self, take: Take) -> Taken:
         return await self._write(lambda session: session.claim(take))

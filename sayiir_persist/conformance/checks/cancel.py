@@ -6,8 +6,6 @@ call or as after it (or at a step between, where the contract names one), versio
 both the same and another backend object go on at once.
 """
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping

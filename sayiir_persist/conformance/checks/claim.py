@@ -1,7 +1,5 @@
 """CLAIM-0xx: claiming, extending, releasing, revoking."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """CLAIM-1xx: commit_task."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

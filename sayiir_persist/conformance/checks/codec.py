@@ -1,7 +1,5 @@
 """CODEC: what is stored can be read by every reader, or is refused loudly and alone."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final

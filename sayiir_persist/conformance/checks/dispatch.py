@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
@@ -32,6 +31,9 @@ from sayiir_persist import (
 from sayiir_persist.conformance.kit import Kit, expect, expect_equal, raises
 from sayiir_persist.conformance.registry import check
 from sayiir_persist.conformance.scenes import claim, fork, start, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 MICROSECOND: Final = timedelta(microseconds=1)
 TICK: Final = timedelta(milliseconds=5)
@@ -1623,13 +1625,14 @@ async def waiting_worker_is_woken(kit: Kit) -> None:
         woken.append(await hinted(source))
 
     waiting = anyio.Event()
+    started: list[WorkflowSnapshot] = []
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await waiting.wait()
-        run = await start(kit, other)
+        started.append(await start(kit, other))
 
-    expect(names(woken[0], run.instance_id, "charge"), "the waiting worker is woken")
+    expect(names(woken[0], started[0].instance_id, "charge"), "the waiting worker is woken")
 
 
 @check("DISPATCH-063", "Closing the backend ends a wait with BackendClosedError.")

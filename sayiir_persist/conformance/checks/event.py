@@ -1,7 +1,5 @@
 """EVENT: queues of events, and the waits that they answer."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import timedelta
@@ -1412,10 +1410,10 @@ async def drain_completes(kit: Kit) -> None:
 
 @check("EVENT-066", "drain_signal answers a wait behind an elapsed delay.")
 async def drains_behind_a_delay(kit: Kit) -> None:
-    backend = await kit.open()
+    backend, instance_id = await kit.open(), kit.instance()
     nap = AtDelay("nap", wake_after=Kit.short, next=_wait())
-    run = await start(kit, backend, nap)
-    await backend.send_event(run.instance_id, "paid", b"yes")
+    await backend.send_event(instance_id, "paid", b"yes")
+    run = (await backend.start_instance(instance_id, "v1", start_at=nap)).snapshot
     await kit.elapse(Kit.short)
 
     drained = await backend.drain_signal(run.instance_id, version=run.version)

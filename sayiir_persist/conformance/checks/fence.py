@@ -1,7 +1,5 @@
 """FENCE: every write with a claim is refused once that claim is not the valid one any more."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,7 +1,5 @@
 """LIFECYCLE: opening, closing, and what a backend says about itself."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """SIGNAL: requests to cancel or pause, and what becomes of them."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import timedelta

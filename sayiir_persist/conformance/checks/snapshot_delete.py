@@ -1,7 +1,5 @@
 """SNAPSHOT-4xx: deleting an instance, with everything that belongs to it."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

@@ -1,7 +1,5 @@
 """SNAPSHOT-7xx: limits of what a snapshot holds, exact to the byte."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import datetime

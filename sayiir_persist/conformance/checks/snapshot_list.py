@@ -1,7 +1,5 @@
 """SNAPSHOT-5xx: listings."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

@@ -1,7 +1,5 @@
 """SNAPSHOT-2xx: results, one by one and with the snapshot; loads with and without them."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

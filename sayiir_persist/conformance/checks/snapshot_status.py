@@ -1,7 +1,5 @@
 """SNAPSHOT-1xx: the status machine, every row and column of it."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

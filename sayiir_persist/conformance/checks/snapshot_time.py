@@ -1,7 +1,5 @@
 """SNAPSHOT-6xx: how time shows: parks that have ended, retries, and when a task became ready."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from datetime import datetime, timedelta

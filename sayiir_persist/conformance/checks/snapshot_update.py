@@ -1,7 +1,5 @@
 """SNAPSHOT-3xx: update_snapshot."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from concurrent.futures import TimeoutError as FutureTimeoutError

@@ -1,7 +1,5 @@
 """START: creating instances, and the policies for an id that is taken."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial

@@ -1,7 +1,5 @@
 """TENANCY: namespaces and ids keep everything apart, however they are spelt."""
 
-# ruff: noqa: D103  (a check's sentence is its docstring)
-
 from __future__ import annotations
 
 from functools import partial
