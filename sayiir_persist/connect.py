@@ -34,11 +34,9 @@ _BUILT_IN: Final = {
 def connect(url: str, **options: Any) -> PersistentBackend:
     """Build the backend that a URL names; entering it with `async with` opens it.
 
-    ========================  ==============================================================
-    `memory://`               `MemoryBackend`; `store=` shares a `MemoryStore`
-    `sqlite:///runs.db`       `SqliteBackend` on a relative path; `clock=`, `synchronous=`
-    `sqlite:////var/runs.db`  the same on an absolute path
-    ========================  ==============================================================
+    - `memory://`: a `MemoryBackend`; `store=` shares a `MemoryStore`.
+    - `sqlite:///runs.db`: a `SqliteBackend` on a relative path; `clock=`, `synchronous=`.
+    - `sqlite:////var/runs.db`: the same on an absolute path.
 
     A distribution of your own adds a scheme by an entry point in the group
     `sayiir_persist.backends`, named like the scheme: a function that takes the URL and the

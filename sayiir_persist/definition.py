@@ -16,7 +16,7 @@ def definition_hash(*parts: str | bytes) -> str:
 
     Example:
         >>> definition_hash("checkout", "charge", "ship")[:10]
-        'v1:0f4f55e'
+        'v1:cb7a845'
     """
     digest = sha256(len(parts).to_bytes(8, "big"))
 

@@ -184,6 +184,15 @@ def steps(draw: st.DrawFn, view: WorkflowSnapshot | None, now: datetime) -> Step
             return Step(name)
 
 
+def _applies(step: Step, snapshot: WorkflowSnapshot) -> bool:
+    try:
+        step(snapshot)
+    except PersistError:
+        return False
+
+    return True
+
+
 class Answer(Struct, Generic[T], frozen=True):
     """What a call returned, or the error that it raised."""
 
@@ -204,7 +213,6 @@ class BackendMachine(RuleBasedStateMachine):
         self._claims: list[TaskClaim] = []
         self._held: dict[str, list[WorkflowSnapshot]] = {each: [] for each in INSTANCES}
         self._may_advance: set[str] = set()
-        self._event_ids = count()
 
         try:
             self._open()
@@ -682,8 +690,9 @@ class BackendMachine(RuleBasedStateMachine):
             )
         else:
             run = self._model.runs.get(instance_id)
-            # What elapsed since the claim may or may not be written with a base.
-            usable = [each for each in held if run and view == run.body and each.results.loaded]
+            # A base is what came with the task, so the step is possible on it; and what elapsed
+            # since the claim may or may not be written with it.
+            usable = [each for each in held if run and view == run.body and _applies(step, each)]
             base = data.draw(st.sampled_from(usable)) if with_base and usable else None
             answers = self._both(
                 lambda b: b.commit_task(claim, step, base=base, claim_next=ttl),

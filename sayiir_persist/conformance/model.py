@@ -116,11 +116,6 @@ class Model:
         run = self.runs[snapshot.instance_id]
         run.body = replace(run.body, incarnation=snapshot.incarnation)
 
-    def adopt_version(self, snapshot: WorkflowSnapshot) -> None:
-        """Take over how many versions the store used to carry out an advance."""
-        run = self.runs[snapshot.instance_id]
-        run.body = replace(run.body, version=snapshot.version, updated_at=snapshot.updated_at)
-
     # Snapshots.
 
     def start_instance(

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from sayiir_persist.conformance import Subject
 
-CAUGHT = [saboteur for saboteur in SABOTEURS if not saboteur.unseen]
-UNSEEN = [saboteur for saboteur in SABOTEURS if saboteur.unseen]
-NAMED = frozenset(check_id for saboteur in CAUGHT for check_id in saboteur.caught_by)
+NAMED = frozenset(check_id for saboteur in SABOTEURS for check_id in saboteur.caught_by)
 
 HANGING = 0.75
 """Seconds after which a check is given up: some saboteurs leave a caller waiting for ever."""
@@ -43,20 +41,12 @@ def report_on(saboteur: Saboteur, check_ids: Collection[str]) -> Report:
     return anyio.run(partial(validate, subject, ids=check_ids))
 
 
-@pytest.mark.parametrize("saboteur", CAUGHT, ids=lambda saboteur: saboteur.name)
+@pytest.mark.parametrize("saboteur", SABOTEURS, ids=lambda saboteur: saboteur.name)
 def test_a_saboteur_fails_the_checks_that_are_named_for_it(saboteur: Saboteur) -> None:
     report = report_on(saboteur, saboteur.caught_by)
 
     outcomes = {result.id: result.outcome for result in report.results}
     assert outcomes == dict.fromkeys(saboteur.caught_by, Outcome.FAILED), f"{saboteur}\n{report}"
-
-
-@pytest.mark.xfail(reason="a hole in the kit: once it is closed, this is caught_by")
-@pytest.mark.parametrize("saboteur", UNSEEN, ids=lambda saboteur: saboteur.name)
-def test_a_saboteur_that_slips_through_is_known(saboteur: Saboteur) -> None:
-    report = report_on(saboteur, saboteur.caught_by)
-
-    assert not report.ok, f"{saboteur}\n{report}"
 
 
 def test_the_same_store_without_a_defect_passes_all_of_these_checks() -> None:

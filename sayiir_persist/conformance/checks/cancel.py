@@ -50,6 +50,9 @@ MOST_SUSPENSIONS: Final = 200
 PATIENCE: Final = 10.0
 """Seconds after which somebody else's call is held up for good."""
 
+MOST_CONNECTIONS: Final = 24
+"""More than a pool has where nothing else is said, so that a leak of one at a time shows."""
+
 MARK: Final = "after-the-cancellation"
 
 
@@ -427,6 +430,19 @@ async def claim_task(kit: Kit) -> None:
 
     await _sweep(kit, _running, ask)
     await _sweep(kit, _running, ask, then=ask_again)
+
+    backend = await kit.open()
+
+    for _ in range(MOST_CONNECTIONS):
+        prepared = await _running(backend, kit.instance())
+        await interrupted(partial(ask, backend, prepared), 1)
+
+    try:
+        with anyio.fail_after(PATIENCE):
+            prepared = await _running(backend, kit.instance())
+            await ask(backend, prepared)
+    except (TimeoutError, PersistError) as error:
+        raise ExpectationError(f"cancelled claims keep nothing: {error!r}") from error
 
 
 @check("CANCEL-012", "A cancelled acquire_tasks has claimed or not, and nothing but that.")

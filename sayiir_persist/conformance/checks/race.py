@@ -163,9 +163,16 @@ async def extension_against_take_over(kit: Kit) -> None:
         # at the end in every other round, so that the take-over must.
         await kit.until(first, end if number % 2 else end and end - MICROSECOND)
 
+        async def take_over(mine: TaskClaim = mine, waits: bool = number % 3 == 0) -> object:
+            if waits:  # the claim ends while the extension is on its way
+                await kit.elapse(2 * MICROSECOND)
+
+            return await second.claim_task(
+                mine.instance_id, "charge", worker_id="rival", ttl=kit.long
+            )
+
         extended, taken = await kit.together(
-            partial(first.extend_task_claim, mine, ttl=kit.long),
-            partial(second.claim_task, mine.instance_id, "charge", worker_id="rival", ttl=kit.long),
+            partial(first.extend_task_claim, mine, ttl=kit.long), take_over
         )
 
         if isinstance(extended, TaskClaim):
@@ -174,7 +181,11 @@ async def extension_against_take_over(kit: Kit) -> None:
         else:
             expect(isinstance(extended, ClaimLostError), f"else it is lost, not {extended!r}")
             taken = taken or await claim(second, mine.instance_id, worker_id="rival")
-            expect(isinstance(taken, TaskClaim), f"and free to be taken over, not {taken!r}")
+
+            if not isinstance(taken, TaskClaim):
+                raise ExpectationError(f"and free to be taken over, not {taken!r}")
+
+            await second.extend_task_claim(taken, ttl=kit.long)
 
 
 @check("RACE-004", "Concurrent calls of acquire_tasks get disjoint tasks, and all of them.")
@@ -899,7 +910,7 @@ async def chain_of_waits(kit: Kit) -> None:
     first, second = await _two(kit)
 
     for _ in range(ROUNDS):
-        chain = SHIP
+        chain: Position = SHIP
 
         for number in reversed(range(6)):
             chain = _wait(chain, node_id=f"w{number}")

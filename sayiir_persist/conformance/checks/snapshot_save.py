@@ -465,6 +465,10 @@ async def loaded_value_is_private(kit: Kit) -> None:
         await backend.load_snapshot("run"), expected, "what one caller does to a load stays there"
     )
 
+    before = dict(expected.results)
+    await backend.save_task_result("run", "later", b"later")
+    expect_equal(dict(expected.results), before, "and a load does not change as the store does")
+
 
 @check("SNAPSHOT-022", "Saving and loading preserve every field, byte, order and microsecond.")
 async def round_trip(kit: Kit) -> None:

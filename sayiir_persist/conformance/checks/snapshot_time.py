@@ -263,6 +263,10 @@ async def ready_since_the_commit(kit: Kit) -> None:
     expect_equal(task.reason, ReadyReason.TASK, "because its turn came")
     expect_equal(task.input_from, "charge", "its input is the result of the task before it")
 
+    await kit.elapse(kit.short / 10)
+    loaded = await backend.load_snapshot(snapshot.instance_id)
+    expect_equal(_task(loaded), task, "and it is loaded as it was stamped")
+
 
 @check("SNAPSHOT-611", "A retry is due a delay after the save that recorded the failure.")
 async def retry_is_scheduled(kit: Kit) -> None:

@@ -148,13 +148,12 @@ def unguarded(unit: Unit, *predicates: str) -> Unit:
 
 
 class Saboteur(NamedTuple):
-    """A broken store, and the checks that must find out; `unseen`: that do not yet."""
+    """A broken store, and the checks that must find out."""
 
     name: str
     sentence: str
     caught_by: tuple[str, ...]
     make: Callable[..., PersistentBackend]
-    unseen: bool = False
 
     def subject(self) -> SabotagedSubject:
         return SabotagedSubject(self.make)
@@ -183,21 +182,16 @@ class SabotagedSubject:
 SABOTEURS: list[Saboteur] = []
 
 
-def caught_by(*check_ids: str, unseen: bool = False) -> Callable[[T], T]:
+def caught_by(*check_ids: str) -> Callable[[T], T]:
     """Enlist a driver or a backend: its name, the sentence that says what is broken, its checks."""
 
     def enlist(broken: T) -> T:
         make = _backend_of(broken) if issubclass(broken, MemoryDriver) else broken
-        saboteur = Saboteur(broken.__name__, broken.__doc__ or "", check_ids, make, unseen)
+        saboteur = Saboteur(broken.__name__, broken.__doc__ or "", check_ids, make)
         SABOTEURS.append(saboteur)
         return broken
 
     return enlist
-
-
-def unseen_by(*check_ids: str) -> Callable[[T], T]:
-    """Enlist a saboteur that shows a hole: the sentences of these checks promise to catch it."""
-    return caught_by(*check_ids, unseen=True)
 
 
 def _backend_of(driver: type[MemoryDriver]) -> Callable[..., PersistentBackend]:

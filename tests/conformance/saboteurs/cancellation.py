@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from anyio import Semaphore, fail_after
 from anyio.lowlevel import checkpoint
-from conformance.saboteurs.base import SabotagedDriver, caught_by, unseen_by
+from conformance.saboteurs.base import SabotagedDriver, caught_by
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class HoldsALock(SabotagedDriver):
         return found
 
 
-@unseen_by("CANCEL-011")
+@caught_by("CANCEL-011")
 class LeaksAConnection(SabotagedDriver):
     """Of the five connections of the pool a claim that is cancelled keeps one."""
 

@@ -11,7 +11,6 @@ from conformance.saboteurs.base import (
     SabotagedDriver,
     caught_by,
     unguarded,
-    unseen_by,
 )
 from msgspec.structs import replace
 
@@ -527,17 +526,21 @@ class BackoffCannotBeClaimed(SabotagedDriver):
         return await super().grant(take)
 
 
-@unseen_by("CLAIM-047", "RACE-003")
+@caught_by("RACE-003")
 class ExtendsBlindly(SabotagedDriver):
     """An extension looks whether the claim is live, awaits, and then writes it back."""
 
     async def prolong(self, extend: Extend) -> Extended:
         row, now = self.row(extend.instance_id), await self.now()
-        before = _held(row, extend.key.task_id)
-        await checkpoint()
+        seen = _held(row, extend.key.task_id)
 
-        if row is not None and before is not None and before.live(now):
-            row.claims[before.task_id] = before
+        for _ in range(3):
+            await checkpoint()
+
+        live = seen is not None and seen.fence == extend.key.fence and seen.live(now)
+
+        if row is not None and seen is not None and live and seen.expires_at is not None:
+            row.claims[seen.task_id] = replace(seen, expires_at=await self.now() + 1)
 
         return await super().prolong(extend)
 

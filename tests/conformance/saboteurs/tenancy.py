@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.saboteurs.base import SabotagedBackend, SabotagedDriver, caught_by, unseen_by
+from conformance.saboteurs.base import SabotagedBackend, SabotagedDriver, caught_by
 from msgspec.structs import replace
 
 from sayiir_persist.adapters.memory import MemoryDriver
@@ -69,7 +69,7 @@ class IdsUnchecked(SabotagedBackend):
         return await super().load_snapshot(instance_id, results=results)
 
 
-@unseen_by("TENANCY-005")
+@caught_by("TENANCY-005")
 class PercentIsAWildcard(SabotagedDriver):
     """A deletion takes an instance id for a pattern."""
 
