@@ -156,15 +156,20 @@ async def take_overs(kit: Kit) -> None:
 async def extension_against_take_over(kit: Kit) -> None:
     first, second = await _two(kit)
 
-    for number in range(ROUNDS):
+    for number in range(2 * ROUNDS):
         _, mine = await held(kit, first, ttl=kit.short)
         end = mine.expires_at
         # Just before the end on a clock that stands still, so that the extension must win there;
         # at the end in every other round, so that the take-over must.
         await kit.until(first, end if number % 2 else end and end - MICROSECOND)
 
-        async def take_over(mine: TaskClaim = mine, waits: bool = number % 3 == 0) -> object:
-            if waits:  # the claim ends while the extension is on its way
+        async def take_over(mine: TaskClaim = mine, number: int = number) -> object:
+            # In every other round the claim ends while the extension is on its way, each time a
+            # little further on.
+            if number % 2 == 0:
+                for _ in range(number // 2):
+                    await checkpoint()
+
                 await kit.elapse(2 * MICROSECOND)
 
             return await second.claim_task(
