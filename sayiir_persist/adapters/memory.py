@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from heapq import merge
-from itertools import product
+from itertools import chain, islice, product
 from typing import TYPE_CHECKING, Any, Final, final
 
 from sayiir_persist import aggregate as rules
@@ -47,31 +47,67 @@ if TYPE_CHECKING:
     from sayiir_persist.snapshot import Status
 
 _LANES: Final = range(1, 6)
+_CHUNK: Final = 256
 
 
 class _SortedKeys:
-    """Keys in ascending order. Insertion moves pointers only; look-ups are binary searches."""
+    """Keys in ascending order, in chunks: what moves on an insertion is never more than one."""
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_chunks", "_firsts")
 
     def __init__(self) -> None:
-        self._keys: list[Any] = []
+        self._chunks: list[list[Any]] = []
+        self._firsts: list[Any] = []  # of each chunk
 
     def add(self, key: Any) -> None:
-        insort(self._keys, key)
+        if not self._chunks:
+            self._chunks, self._firsts = [[key]], [key]
+            return
+
+        at = self._chunk_of(key)
+        chunk = self._chunks[at]
+        insort(chunk, key)
+        self._firsts[at] = chunk[0]
+
+        if len(chunk) > 2 * _CHUNK:
+            self._chunks[at : at + 1] = chunk[:_CHUNK], chunk[_CHUNK:]
+            self._firsts.insert(at + 1, chunk[_CHUNK])
 
     def discard(self, key: Any) -> None:
-        at = bisect_left(self._keys, key)
+        if not self._chunks:
+            return
 
-        if at < len(self._keys) and self._keys[at] == key:
-            del self._keys[at]
+        at = self._chunk_of(key)
+        chunk = self._chunks[at]
+        place = bisect_left(chunk, key)
+
+        if place == len(chunk) or chunk[place] != key:
+            return
+
+        del chunk[place]
+
+        if chunk:
+            self._firsts[at] = chunk[0]
+        else:
+            del self._chunks[at], self._firsts[at]
 
     def after(self, key: Any) -> Iterator[Any]:
-        start = 0 if key is None else bisect_right(self._keys, key)
-        return (self._keys[at] for at in range(start, len(self._keys)))
+        """The keys above `key`; `None`: all."""
+        if key is None or not self._chunks:
+            yield from self
+            return
+
+        at = self._chunk_of(key)
+        yield from islice(self._chunks[at], bisect_right(self._chunks[at], key), None)
+
+        for chunk in islice(self._chunks, at + 1, None):
+            yield from chunk
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._keys)
+        return chain.from_iterable(self._chunks)
+
+    def _chunk_of(self, key: Any) -> int:
+        return max(bisect_right(self._firsts, key) - 1, 0)
 
 
 _Place = tuple[_SortedKeys, Any]
