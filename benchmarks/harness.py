@@ -52,6 +52,7 @@ class Scale(NamedTuple):
     """How much of everything one round does."""
 
     rounds: int
+    flushes: int
     commits: int
     results_before: int
     committers: int
@@ -71,6 +72,7 @@ class Scale(NamedTuple):
 
 FULL = Scale(
     rounds=11,
+    flushes=50,
     commits=250,
     results_before=9,
     committers=64,
@@ -90,6 +92,7 @@ FULL = Scale(
 
 QUICK = Scale(
     rounds=1,
+    flushes=5,
     commits=20,
     results_before=9,
     committers=8,
@@ -138,8 +141,8 @@ class Store(Protocol):
         ...
 
     @property
-    def floors(self) -> Mapping[str, Floor]:
-        """By the key of the workload that it is the floor of."""
+    def floors(self) -> Mapping[str, Mapping[str, Floor]]:
+        """By the key of the workload and by the name of the probe; the main one is `FLOOR`."""
         ...
 
     @property
@@ -223,11 +226,9 @@ async def measure(workload: Workload, store: Store, scale: Scale) -> Outcome:
     rounds = scale.rounds * workload.turns if scale.rounds > 1 else 1
 
     async with workload.probes(store, scale) as found:
-        probes = list(found)
-
-        if (floor := store.floors.get(workload.key)) is not None:
-            probes.insert(0, Probe(FLOOR, partial(floor, scale)))
-
+        floors = store.floors.get(workload.key, {})
+        probes = [Probe(name, partial(floor, scale)) for name, floor in floors.items()]
+        probes.extend(found)
         series = [Series(probe.name, probe.versus or FLOOR, 0, [], []) for probe in probes]
 
         if rounds > 1:

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 
     from sayiir_persist.claims import TaskClaim
     from sayiir_persist.options import Options
+    from sayiir_persist.protocols import Limits
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 50
 """After this many tries, each overtaken by another writer, an operation gives up."""
@@ -68,7 +69,7 @@ class Engine(Generic[D]):
 
     def __init__(self, driver: D, options: Options) -> None:
         self.options = options
-        self.limits = options.limits
+        self.limits: Limits = options.limits
         self.opened: Opened | None = None
         self._driver = driver
         self._process = 0

@@ -55,7 +55,8 @@ class ClaimNotFoundError(PersistError, LookupError):
     """The task has no claim on record: it was released, swept, or never made."""
 
     def __init__(self, instance_id: str, task_id: str) -> None:
-        self.instance_id, self.task_id = instance_id, task_id
+        self.instance_id = instance_id
+        self.task_id = task_id
         super().__init__(instance_id, task_id)
 
     def __str__(self) -> str:
@@ -101,7 +102,8 @@ class InstanceExistsError(ConflictError):
     """The instance id is taken, by a running or a finished instance."""
 
     def __init__(self, instance_id: str, status: Status | None = None) -> None:
-        self.instance_id, self.status = instance_id, status
+        self.instance_id = instance_id
+        self.status = status
         super().__init__(instance_id, status)
 
     def __str__(self) -> str:
@@ -115,7 +117,9 @@ class ClaimLostError(ConflictError):
     """
 
     def __init__(self, instance_id: str, task_id: str, owner: str | None = None) -> None:
-        self.instance_id, self.task_id, self.owner = instance_id, task_id, owner
+        self.instance_id = instance_id
+        self.task_id = task_id
+        self.owner = owner
         super().__init__(instance_id, task_id, owner)
 
     def __str__(self) -> str:
@@ -127,7 +131,9 @@ class DefinitionMismatchError(ConflictError):
     """The instance runs another workflow definition."""
 
     def __init__(self, instance_id: str, expected: str, found: str) -> None:
-        self.instance_id, self.expected, self.found = instance_id, expected, found
+        self.instance_id = instance_id
+        self.expected = expected
+        self.found = found
         super().__init__(instance_id, expected, found)
 
     def __str__(self) -> str:
@@ -140,7 +146,8 @@ class ContentionError(ConflictError):
     retryable = True
 
     def __init__(self, instance_id: str, attempts: int) -> None:
-        self.instance_id, self.attempts = instance_id, attempts
+        self.instance_id = instance_id
+        self.attempts = attempts
         super().__init__(instance_id, attempts)
 
     def __str__(self) -> str:
@@ -151,7 +158,8 @@ class InvalidTransitionError(PersistError):
     """The instance's state does not allow this step; trying again does not help."""
 
     def __init__(self, instance_id: str, reason: str) -> None:
-        self.instance_id, self.reason = instance_id, reason
+        self.instance_id = instance_id
+        self.reason = reason
         super().__init__(instance_id, reason)
 
     def __str__(self) -> str:
@@ -162,8 +170,9 @@ class _StatusError(InvalidTransitionError):
     _sentence: ClassVar[str]
 
     def __init__(self, instance_id: str, status: Status) -> None:
-        self.instance_id, self.status = instance_id, status
-        self.reason = self._sentence.format(status)
+        self.instance_id = instance_id
+        self.status = status
+        self.reason: str = self._sentence.format(status)
         Exception.__init__(self, instance_id, status)
 
 
@@ -202,7 +211,9 @@ class PayloadTooLargeError(InvalidArgumentError):
     """An input, result, output or event is larger than the backend's `max_payload` bytes."""
 
     def __init__(self, what: str, size: int, limit: int) -> None:
-        self.what, self.size, self.limit = what, size, limit
+        self.what = what
+        self.size = size
+        self.limit = limit
         super().__init__(what, size, limit)
 
     def __str__(self) -> str:
@@ -215,7 +226,8 @@ class EventQueueFullError(PersistError):
     retryable = True
 
     def __init__(self, instance_id: str, limit: int) -> None:
-        self.instance_id, self.limit = instance_id, limit
+        self.instance_id = instance_id
+        self.limit = limit
         super().__init__(instance_id, limit)
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sayiir_persist.claims import TaskClaim
     from sayiir_persist.protocols import PersistentBackend
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _RENEWALS_PER_TTL: Final = 3
 

@@ -18,7 +18,7 @@ class Memory:
     """`MemoryBackend` on a store of its own."""
 
     name = "memory"
-    floors: Mapping[str, Floor] = MappingProxyType({})
+    floors: Mapping[str, Mapping[str, Floor]] = MappingProxyType({})
     targets = (Target("commit", COMMIT, None, 40), *FLAT)
 
     def open(self) -> MemoryBackend:

@@ -223,11 +223,11 @@ class _Namespace:
         self.listeners: set[Wakeups] = set()
         self.aggregates: dict[str, Aggregate] = {}
         self.shelves: dict[str, _Shelf] = {}
-        self.lanes = [_SortedKeys() for _ in range(6)]
+        self.lanes: list[_SortedKeys] = [_SortedKeys() for _ in range(6)]
         self.listings: dict[tuple[str | None, str | None], _SortedKeys] = {}
-        self.idle = _SortedKeys()
-        self.signalled = _SortedKeys()
-        self.expiries = _SortedKeys()
+        self.idle: _SortedKeys = _SortedKeys()
+        self.signalled: _SortedKeys = _SortedKeys()
+        self.expiries: _SortedKeys = _SortedKeys()
         self._places: dict[str, list[_Place]] = {}
         self._listed: dict[str, tuple[Status, str]] = {}
 

@@ -127,7 +127,7 @@ class Kit:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.namespace = f"check-{token_hex(8)}"
+        self.namespace: str = f"check-{token_hex(8)}"
         self._numbers = count(1)
         self._opened = AsyncExitStack()
 

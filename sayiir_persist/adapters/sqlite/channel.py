@@ -20,8 +20,8 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        self.wakeups = 0
-        self.users = 0
+        self.wakeups: int = 0
+        self.users: int = 0
         self._guard = Lock()
         self._listeners: tuple[Listener, ...] = ()
 

@@ -18,7 +18,7 @@ from sayiir_persist.errors import BackendClosedError, ConfigurationError, Schema
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _SET_SYNCHRONOUS: Final = {
     "FULL": "PRAGMA synchronous = FULL",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sayiir_persist.aggregate import Aggregate
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Loaded:
@@ -37,9 +37,9 @@ class Loaded:
     __slots__ = ("aggregate", "places", "ready", "shelf", "state", "version")
 
     def __init__(self, aggregate: Aggregate | None, shelf: SqliteShelf, row: Any) -> None:
-        self.aggregate = aggregate
-        self.shelf = shelf
-        self.ready = ready_rows(aggregate)
+        self.aggregate: Aggregate | None = aggregate
+        self.shelf: SqliteShelf = shelf
+        self.ready: list[ReadyRow] = ready_rows(aggregate)
         self.places: Places | None = row[PLACES] if row else None
         self.version: int = row[VERSION] if row else 0
         self.state: bytes = row[STATE] if row else b""

@@ -57,8 +57,8 @@ class Job(Generic[S, T]):
     __slots__ = ("_ticket", "outcomes", "reply", "steps")
 
     def __init__(self, steps: Sequence[Callable[[S], T]], reply: Reply) -> None:
-        self.steps = steps
-        self.reply = reply
+        self.steps: Sequence[Callable[[S], T]] = steps
+        self.reply: Reply = reply
         self.outcomes: list[T | Exception] = []
         self._ticket = Lock()
 

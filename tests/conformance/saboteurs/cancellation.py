@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
 
 
-@caught_by("CANCEL-016", "CLAIM-131", "RACE-039")
+@caught_by("CANCEL-016", "CLAIM-131", "RACE-039", "CLAIM-125")
 class CommitsInTwoSteps(SabotagedDriver):
     """A commit saves, awaits, and then releases."""
 

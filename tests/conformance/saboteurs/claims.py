@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     "FENCE-012",
     "FENCE-014",
     "RACE-007",
+    "FENCE-024",
+    "FENCE-027",
+    "TENANCY-002",
 )
 class NoFence(SabotagedDriver):
     """Writes do not look at the claim that they carry."""
@@ -64,7 +67,7 @@ class NoFence(SabotagedDriver):
         return answer
 
 
-@caught_by("FENCE-003", "FENCE-006", "CLAIM-023")
+@caught_by("FENCE-003", "FENCE-006", "CLAIM-023", "CLAIM-020")
 class SameNameFence(SabotagedDriver):
     """The fence is the worker's name, so an earlier execution of the same worker passes."""
 
@@ -93,7 +96,7 @@ class FenceRestartsAfterDeletion(SabotagedDriver):
         return answer
 
 
-@caught_by("FENCE-001", "FENCE-011")
+@caught_by("FENCE-001", "FENCE-011", "DISPATCH-065")
 class ExpiredClaimsWrite(SabotagedDriver):
     """The fence is compared, but not whether the claim is still live."""
 
@@ -107,7 +110,9 @@ class ExpiredClaimsWrite(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("CLAIM-005", "CLAIM-008", "CLAIM-009", "CLAIM-044", "FENCE-001")
+@caught_by(
+    "CLAIM-005", "CLAIM-008", "CLAIM-009", "CLAIM-044", "FENCE-001", "CLAIM-052", "SIGNAL-052"
+)
 class ClaimsNeverExpire(SabotagedDriver):
     """A claim shows when it ends, but it does not end."""
 
@@ -231,7 +236,7 @@ class NonceIsEnough(SabotagedDriver):
         return await super().grant(take)
 
 
-@caught_by("CLAIM-007", "CLAIM-019")
+@caught_by("CLAIM-007", "CLAIM-019", "DISPATCH-038")
 class ClaimsWhatIsNotReady(SabotagedDriver):
     """A claim is granted on any task of a running instance, wherever it stands."""
 
@@ -248,7 +253,7 @@ class ClaimsWhatIsNotReady(SabotagedDriver):
         return taken
 
 
-@caught_by("CLAIM-007", "CLAIM-017")
+@caught_by("CLAIM-007", "CLAIM-017", "DISPATCH-031")
 class ClaimsBehindAPark(SabotagedDriver):
     """The task behind a park can be claimed before the park has ended."""
 
@@ -334,7 +339,7 @@ class OneClaimForAllBranches(SabotagedDriver):
         self.reindex(instance_id)
 
 
-@caught_by("CLAIM-101", "CLAIM-102", "CLAIM-110", "RACE-006")
+@caught_by("CLAIM-101", "CLAIM-102", "CLAIM-110", "RACE-006", "SNAPSHOT-119")
 class CommitKeepsTheClaim(SabotagedDriver):
     """A commit saves, but does not release."""
 
@@ -407,7 +412,7 @@ class NextWithoutNonce(SabotagedDriver):
         return super().write(_with_next(unit, nonce="another"))
 
 
-@caught_by("CLAIM-126", "RACE-021")
+@caught_by("CLAIM-126", "RACE-021", "CLAIM-140")
 class NextIsWhateverIsReady(SabotagedDriver):
     """claim_next takes any task of the instance that is free, not only what the commit entered."""
 
@@ -545,7 +550,7 @@ class ExtendsBlindly(SabotagedDriver):
         return await super().prolong(extend)
 
 
-@caught_by("CLAIM-041", "SNAPSHOT-222", "SNAPSHOT-309")
+@caught_by("CLAIM-041", "SNAPSHOT-222", "SNAPSHOT-309", "FENCE-009")
 class ExtendChangesTheFence(SabotagedDriver):
     """An extended claim has a new fence, and the value from before is worth nothing."""
 
@@ -588,7 +593,7 @@ class ClaimBringsBack(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("CLAIM-031", "CLAIM-034", "CLAIM-035")
+@caught_by("CLAIM-031", "CLAIM-034", "CLAIM-035", "CLAIM-033", "CLAIM-111", "DISPATCH-064")
 class ReleasesTwice(SabotagedBackend):
     """Releasing a claim that is not there is a success."""
 
@@ -599,7 +604,7 @@ class ReleasesTwice(SabotagedBackend):
             return
 
 
-@caught_by("CLAIM-053", "FENCE-004")
+@caught_by("CLAIM-053", "FENCE-004", "FENCE-014")
 class RevokeOnlyExpires(SabotagedDriver):
     """A revoked claim stays on record as one that has expired."""
 
@@ -630,7 +635,7 @@ class NextIsEternal(SabotagedDriver):
         return replace(answer, claim=claim)
 
 
-@caught_by("CLAIM-128", "DISPATCH-010", "DISPATCH-011")
+@caught_by("CLAIM-128", "DISPATCH-010", "DISPATCH-011", "SNAPSHOT-236")
 class InputOfTheInstance(SabotagedDriver):
     """Every task gets the input of its instance, wherever it is wired to."""
 

@@ -61,7 +61,7 @@ class FindingClaims(SabotagedDriver):
         return await super().offer(replace(query, claim=True, ttl=query.ttl or DAY))
 
 
-@caught_by("DISPATCH-003")
+@caught_by("DISPATCH-003", "CLAIM-025")
 class OneMoreThanAsked(SabotagedDriver):
     """A poll hands out one task more than was asked for."""
 
@@ -135,7 +135,7 @@ class OffersSignalled(SabotagedDriver):
         return polled
 
 
-@caught_by("DISPATCH-030")
+@caught_by("DISPATCH-030", "SIGNAL-024")
 class OffersPaused(SabotagedDriver):
     """Tasks of a paused instance are offered like any other."""
 
@@ -152,7 +152,7 @@ class OffersPaused(SabotagedDriver):
             self.reindex(instance_id)
 
 
-@caught_by("DISPATCH-027", "CLAIM-124")
+@caught_by("DISPATCH-027", "CLAIM-124", "DISPATCH-042")
 class BackoffIgnored(SabotagedDriver):
     """A task that failed is offered again at once."""
 
@@ -163,7 +163,7 @@ class BackoffIgnored(SabotagedDriver):
         return super().write(_with_entries(unit, at_once))
 
 
-@caught_by("DISPATCH-033")
+@caught_by("DISPATCH-033", "DISPATCH-032")
 class ParksEndLate(SabotagedDriver):
     """What follows a park is offered after the instant at which that ends, not at it."""
 
@@ -226,7 +226,7 @@ class PriorityIgnored(SabotagedDriver):
         return sorted(found, key=lambda it: (it[1].due or 0, it[0], it[1].node_id))[: query.limit]
 
 
-@caught_by("DISPATCH-017")
+@caught_by("DISPATCH-017", "DISPATCH-018")
 class AgingIgnored(SabotagedDriver):
     """A task of low priority waits for ever while there are others."""
 
@@ -348,7 +348,7 @@ def _entered_now(found: WorkflowSnapshot) -> WorkflowSnapshot:
     return replace(found, state=InProgress(unstamped(position)))
 
 
-@caught_by("DISPATCH-035", "DISPATCH-036", "DISPATCH-037", "DISPATCH-044")
+@caught_by("DISPATCH-035", "DISPATCH-036", "DISPATCH-037", "DISPATCH-044", "DISPATCH-049")
 class NobodyAdvances(SabotagedDriver):
     """Polls offer tasks, but leave to others what has to be moved on first."""
 
@@ -408,7 +408,7 @@ class SweepsWhereSomebodyWorks(SabotagedDriver):
         return await super().chores(query)
 
 
-@caught_by("DISPATCH-054", "DISPATCH-057", "RACE-044")
+@caught_by("DISPATCH-054", "DISPATCH-057", "RACE-044", "EVENT-042", "EVENT-043")
 class SweepsOnlySignals(SabotagedDriver):
     """A sweep leaves moves that are due to the next poll."""
 
@@ -444,7 +444,7 @@ class HintsAtParkedTasks(SabotagedDriver):
         return answer
 
 
-@caught_by("DISPATCH-059")
+@caught_by("DISPATCH-059", "DISPATCH-058")
 class HintsAtTheWrongTask(SabotagedDriver):
     """Hints carry the name of the definition where that of the task should be."""
 
@@ -461,7 +461,7 @@ class HintsAtNothing(SabotagedDriver):
         return await super().wait(timeout) or WakeHint()
 
 
-@caught_by("DISPATCH-061")
+@caught_by("DISPATCH-061", "CANCEL-034")
 class HintsForgotten(SabotagedDriver):
     """A hint that comes while nobody waits is lost."""
 
@@ -485,7 +485,7 @@ class HintsToItselfOnly(SabotagedDriver):
         return answer
 
 
-@caught_by("DISPATCH-063", "LIFECYCLE-014")
+@caught_by("DISPATCH-063", "LIFECYCLE-014", "CANCEL-033")
 class CloseLeavesWaiters(SabotagedDriver):
     """aclose leaves those who wait for a hint waiting."""
 

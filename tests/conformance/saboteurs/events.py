@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sayiir_persist.driver import Answer, Read, Unit, View
 
 
-@caught_by("EVENT-001", "EVENT-007", "EVENT-019")
+@caught_by("EVENT-001", "EVENT-007", "EVENT-019", "EVENT-022")
 class LastInFirstOut(SabotagedDriver):
     """The newest event of a name is taken first."""
 
@@ -67,7 +67,7 @@ class EventsOnlyForWaits(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("EVENT-005", "EVENT-020", "EVENT-034")
+@caught_by("EVENT-005", "EVENT-020", "EVENT-034", "EVENT-045", "EVENT-046")
 class EventLostWhilePaused(SabotagedDriver):
     """An event for a paused instance is dropped."""
 
@@ -100,6 +100,8 @@ class EarlyEventsDropped(SabotagedDriver):
     "RACE-028",
     "RACE-029",
     "RACE-031",
+    "EVENT-039",
+    "RACE-045",
 )
 class DeliveredTwice(SabotagedDriver):
     """The event that resumes a wait stays in the queue."""
@@ -153,7 +155,7 @@ class EventIdIgnored(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("EVENT-049", "EVENT-050")
+@caught_by("EVENT-049", "EVENT-050", "EVENT-052")
 class EventIdForgottenWhenConsumed(SabotagedDriver):
     """An event_id is known only as long as its event is queued."""
 
@@ -206,7 +208,7 @@ class OneQueueForAllNames(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("EVENT-055", "EVENT-057", "RACE-030")
+@caught_by("EVENT-055", "EVENT-057", "RACE-030", "EVENT-058")
 class QueueWithoutEnd(SabotagedDriver):
     """The number of queued events is not limited."""
 
@@ -230,7 +232,7 @@ class FullQueueDropsWaited(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("EVENT-032", "EVENT-036")
+@caught_by("EVENT-032", "EVENT-036", "EVENT-029")
 class DeadlineIncluded(SabotagedDriver):
     """An event that arrives at exactly the end of a wait still meets it."""
 
@@ -250,7 +252,7 @@ class EmptyEventIsNone(SabotagedBackend):
         return await super().consume_event(instance_id, name) or None
 
 
-@caught_by("EVENT-011", "EVENT-024", "EVENT-027")
+@caught_by("EVENT-011", "EVENT-024", "EVENT-027", "EVENT-026")
 class NobodyDrains(SabotagedDriver):
     """Sending queues the event, and leaves it to the next poll to resume the wait."""
 
@@ -263,7 +265,7 @@ class NobodyDrains(SabotagedDriver):
         return replace(answer, facts=replace(answer.facts, advance_due=False))
 
 
-@caught_by("EVENT-044", "EVENT-060", "RACE-032")
+@caught_by("EVENT-044", "EVENT-060", "RACE-032", "EVENT-065", "SIGNAL-047")
 class EventMeetsDespiteSignal(SabotagedDriver):
     """An event resumes a wait though a control signal is pending."""
 
@@ -284,7 +286,7 @@ class EventMeetsDespiteSignal(SabotagedDriver):
         return replace(answer, facts=replace(answer.facts, advance_due=True))
 
 
-@caught_by("EVENT-017", "EVENT-016")
+@caught_by("EVENT-017", "EVENT-016", "EVENT-030", "EVENT-066")
 class EventForTheName(SabotagedDriver):
     """An event is recorded under its own name, not under the node that waited for it."""
 
@@ -315,7 +317,7 @@ class CountsFromTheDrain(SabotagedDriver):
         return replace(view, heads=heads)
 
 
-@caught_by("EVENT-032", "EVENT-036", "EVENT-037")
+@caught_by("EVENT-032", "EVENT-036", "EVENT-037", "EVENT-025", "EVENT-028", "EVENT-033")
 class ArrivalForgotten(SabotagedDriver):
     """An event that comes after the end of a wait meets it, if nobody has looked meanwhile."""
 

@@ -91,7 +91,7 @@ class TextPayloads(SabotagedDriver):
 # --- Opening and closing -------------------------------------------------------------------------
 
 
-@caught_by("LIFECYCLE-002")
+@caught_by("LIFECYCLE-002", "LIFECYCLE-010", "LIFECYCLE-016")
 class UseAfterCloseWorks(SabotagedBackend):
     """A closed backend goes on as if nothing had happened."""
 

@@ -81,7 +81,7 @@ class CancelLeavesSignals(SabotagedDriver):
         return answer
 
 
-@caught_by("SIGNAL-018", "SIGNAL-048", "FENCE-008")
+@caught_by("SIGNAL-018", "SIGNAL-048", "FENCE-008", "SIGNAL-027")
 class CancelLeavesClaims(SabotagedDriver):
     """The status changes, but the claims on the cancelled instance stay."""
 
@@ -148,7 +148,7 @@ class ClearsBothKinds(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("SIGNAL-036", "SIGNAL-039", "DISPATCH-047", "RACE-038")
+@caught_by("SIGNAL-036", "SIGNAL-039", "DISPATCH-047", "RACE-038", "RACE-033", "SIGNAL-035")
 class RequestOnlyStores(SabotagedBackend):
     """request_signal leaves an idle instance to a worker that never comes."""
 
@@ -197,7 +197,7 @@ class CommitForgetsSignals(SabotagedDriver):
         return replace(answer, facts=replace(answer.facts, signals=()))
 
 
-@caught_by("SIGNAL-002", "SIGNAL-009", "SIGNAL-016", "SIGNAL-021")
+@caught_by("SIGNAL-002", "SIGNAL-009", "SIGNAL-016", "SIGNAL-021", "SIGNAL-003")
 class SignalOfNobody(SabotagedDriver):
     """A signal loses who asked for it."""
 

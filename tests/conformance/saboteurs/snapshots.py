@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 
 @caught_by(
-    "SNAPSHOT-005", "SNAPSHOT-006", "SNAPSHOT-010", "CLAIM-105", "RACE-015", "RACE-018", "RACE-043"
+    "SNAPSHOT-005",
+    "SNAPSHOT-006",
+    "SNAPSHOT-010",
+    "CLAIM-105",
+    "RACE-015",
+    "RACE-018",
+    "RACE-043",
+    "SNAPSHOT-018",
+    "SNAPSHOT-219",
+    "CLAIM-104",
 )
 class LostUpdate(SabotagedDriver):
     """The last writer wins: nobody compares versions."""
@@ -51,7 +60,7 @@ class IncarnationUnchecked(SabotagedDriver):
         return super().write(unguarded(unit, "incarnation"))
 
 
-@caught_by("SNAPSHOT-009", "START-008", "START-013", "RACE-010")
+@caught_by("SNAPSHOT-009", "START-008", "START-013", "RACE-010", "START-015")
 class IncarnationReused(SabotagedDriver):
     """Every creation of an id is the same incarnation."""
 
@@ -86,7 +95,7 @@ class OverwritesPaused(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("SNAPSHOT-105", "SNAPSHOT-109")
+@caught_by("SNAPSHOT-105", "SNAPSHOT-109", "EVENT-047", "SIGNAL-050", "SNAPSHOT-110")
 class WorkerSetsPausedGoing(SabotagedDriver):
     """A worker's save from before a pause is accepted, and ends the pause."""
 
@@ -138,7 +147,7 @@ class ClaimsTakeVersions(SabotagedDriver):
         return taken
 
 
-@caught_by("SNAPSHOT-211", "SNAPSHOT-213", "RACE-016", "RACE-022")
+@caught_by("SNAPSHOT-211", "SNAPSHOT-213", "RACE-016", "RACE-022", "TENANCY-007")
 class ResultPushesOutOthers(SabotagedDriver):
     """save_task_result writes back the results that it knows, which is its own."""
 
@@ -160,6 +169,7 @@ class ResultPushesOutOthers(SabotagedDriver):
     "SNAPSHOT-221",
     "DISPATCH-026",
     "RACE-017",
+    "SIGNAL-051",
 )
 class NoDoneMark(SabotagedDriver):
     """A recorded result does not keep the task from being offered again."""
@@ -177,7 +187,7 @@ class NoDoneMark(SabotagedDriver):
         return answer
 
 
-@caught_by("SNAPSHOT-201", "SNAPSHOT-204", "SNAPSHOT-205")
+@caught_by("SNAPSHOT-201", "SNAPSHOT-204", "SNAPSHOT-205", "SNAPSHOT-301")
 class DropsNothing(SabotagedDriver):
     """A result that was forgotten stays in the store."""
 
@@ -233,7 +243,7 @@ class SharesItsObjects(SabotagedBackend):
         return kept if same and results else loaded
 
 
-@caught_by("CANCEL-004", "CANCEL-005", "CANCEL-006", "CANCEL-015", "RACE-019")
+@caught_by("CANCEL-004", "CANCEL-005", "CANCEL-006", "CANCEL-015", "RACE-019", "SNAPSHOT-235")
 class WritesInTwoSteps(SabotagedDriver):
     """Results become visible before the snapshot that they belong to."""
 
@@ -308,7 +318,9 @@ class MillisecondSnapshots(SabotagedBackend):
         return await super().save_snapshot(snapshot, overwrite=overwrite)
 
 
-@caught_by("SIGNAL-017", "SNAPSHOT-117", "SNAPSHOT-232")
+@caught_by(
+    "SIGNAL-017", "SNAPSHOT-117", "SNAPSHOT-232", "SNAPSHOT-101", "SNAPSHOT-102", "SNAPSHOT-234"
+)
 class CancelForgetsResults(SabotagedDriver):
     """Cancelling drops what the workflow had completed."""
 
@@ -463,7 +475,7 @@ class ListsCutPages(SabotagedDriver):
         ]
 
 
-@caught_by("SNAPSHOT-118", "SNAPSHOT-609")
+@caught_by("SNAPSHOT-118", "SNAPSHOT-609", "SNAPSHOT-004")
 class StatusSinceMoves(SabotagedDriver):
     """Every write says that the status is new."""
 
@@ -487,7 +499,16 @@ class CachesSnapshots(SabotagedBackend):
         return cache[instance_id, results]
 
 
-@caught_by("SNAPSHOT-602", "SNAPSHOT-603", "SNAPSHOT-604", "SNAPSHOT-606", "SNAPSHOT-608")
+@caught_by(
+    "SNAPSHOT-602",
+    "SNAPSHOT-603",
+    "SNAPSHOT-604",
+    "SNAPSHOT-606",
+    "SNAPSHOT-608",
+    "SNAPSHOT-607",
+    "SNAPSHOT-614",
+    "SNAPSHOT-615",
+)
 class ShowsWhatWasWritten(SabotagedBackend):
     """A load shows what was written last, not what time has made of it."""
 

@@ -153,7 +153,7 @@ class RestartKeepsResults(SabotagedDriver):
         return answer
 
 
-@caught_by("START-001")
+@caught_by("START-001", "CODEC-001", "CODEC-002")
 class StartsWithoutTags(SabotagedDriver):
     """An instance forgets the tags that it was started with."""
 

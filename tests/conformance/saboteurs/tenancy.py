@@ -99,7 +99,7 @@ class TagsFolded(SabotagedDriver):
         return super().write(unit)
 
 
-@caught_by("SNAPSHOT-707", "CLAIM-112")
+@caught_by("SNAPSHOT-707", "CLAIM-112", "EVENT-059", "START-016")
 class LimitsUnchecked(SabotagedBackend):
     """A payload of any size is stored, whatever max_payload says."""
 
