@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from sayiir_persist.dispatch import Entry, EntryKind, fits
+from sayiir_persist.dispatch import NEVER, Entry, EntryKind, fits
 from sayiir_persist.driver import (
     Answer,
     ClaimKey,
@@ -135,7 +135,7 @@ class Aggregate(Struct, kw_only=True):
 
     def live_claims(self, now: int) -> bool:
         """Whether any claim is live."""
-        return any(claim.live(now) for claim in self.claims.values())
+        return bool(self.claims) and any(claim.live(now) for claim in self.claims.values())
 
     def advance_due(self, now: int) -> bool:
         """Whether an entry has to be moved on by now."""
@@ -159,7 +159,7 @@ class Aggregate(Struct, kw_only=True):
             updated_at=self.updated_at,
             status_since=self.status_since,
             last_completed=self.last_completed,
-            signals=tuple(self.signals.values()),
+            signals=tuple(self.signals.values()) if self.signals else (),
             live_claims=self.live_claims(now),
             advance_due=self.advance_due(now),
         )
@@ -500,8 +500,8 @@ def _indexed(entry: Entry, now: int) -> IndexedEntry:
         input_from=entry.input_from,
         avoid=entry.avoid,
         event=entry.event,
-        until=entry.event_until.resolve(now),
-        elapses=entry.elapses.resolve(now),
+        until=None if entry.event_until is NEVER else entry.event_until.resolve(now),
+        elapses=None if entry.elapses is NEVER else entry.elapses.resolve(now),
     )
 
 

@@ -632,23 +632,26 @@ class StandardBackend(Generic[D]):
     ) -> Commit:
         _check_claim(claim, None)
         wish = _claim_next(claim, claim_next)
-        given = [*step, *(it for it in (snapshot, change) if it is not None)]
+        given = step or tuple(it for it in (snapshot, change) if it is not None)
 
-        if len(given) != 1 or not (isinstance(given[0], WorkflowSnapshot) or callable(given[0])):
+        if len(given) != 1 or (step and (snapshot or change)):
             raise InvalidArgumentError(
                 "commit_task takes a claim and either a snapshot or a change"
             )
 
-        if not isinstance(given[0], WorkflowSnapshot):
-            return await self._commit_change(claim, given[0], base, wish)
+        [new] = given
+
+        if not isinstance(new, WorkflowSnapshot):
+            return await self._commit_change(claim, new, base, wish)
 
         if base is not None:
             raise InvalidArgumentError("base goes with a change, not with a snapshot")
 
-        _check_same_instance(given[0], claim)
-        unit = self._engine.saving(given[0], claim, release=True, claim_next=wish)
-        answer = await self._engine.write(unit)
-        return await self._committed(claim, given[0], answer)
+        _check_same_instance(new, claim)
+        answer = await self._engine.write(
+            self._engine.saving(new, claim, release=True, claim_next=wish)
+        )
+        return await self._committed(claim, new, answer)
 
     async def _commit_change(
         self,
@@ -657,6 +660,11 @@ class StandardBackend(Generic[D]):
         base: WorkflowSnapshot | None,
         wish: ClaimNext | None,
     ) -> Commit:
+        if not callable(change):
+            raise InvalidArgumentError(
+                "commit_task takes a claim and either a snapshot or a change"
+            )
+
         if base is not None:
             _check_same_instance(base, claim)
             base = None if base.status.is_terminal else settle(base, claim.claimed_at)

@@ -301,7 +301,12 @@ class WorkflowSnapshot(_Identity, frozen=True, kw_only=True):
 
     def ready_tasks(self) -> tuple[AtTask, ...]:
         """The tasks that stand open, in tree order, done or backing-off ones included."""
-        return tuple(leaf for leaf in leaves(self.position) if isinstance(leaf, AtTask))
+        position = self.position
+
+        if isinstance(position, AtTask):  # most snapshots
+            return (position,)
+
+        return tuple(leaf for leaf in leaves(position) if isinstance(leaf, AtTask))
 
     def record_result(self, node_id: str, output: bytes) -> Self:
         """Record what a node gave, without moving the position."""
@@ -561,7 +566,12 @@ def stamped(
         changes["retries"] = retries
 
     if isinstance(snapshot.state, InProgress | Paused):
-        position = map_open(stamp(snapshot.state.position, entered_at), stamp_task)
+        position = snapshot.state.position
+
+        if isinstance(position, AtTask):  # most snapshots, without a walk
+            position = stamp_task(position)
+        else:
+            position = map_open(stamp(position, entered_at), stamp_task)
 
         if position is not snapshot.state.position:
             changes["state"] = replace(snapshot.state, position=position)

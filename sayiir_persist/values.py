@@ -60,7 +60,7 @@ def stored_form(snapshot: WorkflowSnapshot, answer: Answer) -> WorkflowSnapshot:
         created_at=from_micros(facts.created_at),
         updated_at=from_micros(facts.updated_at),
     )
-    done = frozenset(task.task_id for task in snapshot.ready_tasks() if task.done)
+    done = frozenset([task.task_id for task in snapshot.ready_tasks() if task.done])
     return stamped(
         written, from_micros(answer.now), status_since=from_micros(facts.status_since), done=done
     )

@@ -13,13 +13,19 @@ from __future__ import annotations
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import count
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from hypothesis.strategies import DataObject, SearchStrategy, data
 from msgspec import Struct
 from msgspec.structs import asdict, replace
@@ -33,7 +39,9 @@ from sayiir_persist import (
     AtSignal,
     AtTask,
     AvailableTask,
+    Commit,
     ConflictPolicy,
+    InvalidArgumentError,
     PersistentBackend,
     PersistError,
     Position,
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INSTANCES: Final = ("a", "B", "\N{LATIN SMALL LETTER U WITH DIAERESIS}")
+MICROSECOND: Final = timedelta(microseconds=1)
 WORKERS: Final = ("ada", "bob")
 DEFINITIONS: Final = ("v1", "v2")
 EVENTS: Final = ("go", "stop")
@@ -67,14 +76,18 @@ KEPT: Final = 4
 _seconds = st.sampled_from([0, 5, 10, 60]).map(lambda seconds: timedelta(seconds=seconds))
 _ttls = st.sampled_from([0, 5, 30, 600]).map(lambda seconds: timedelta(seconds=seconds))
 _payloads = st.sampled_from([b"", b"0", b"null", b"one", b"two"])
-_instances = st.sampled_from(INSTANCES)
+_instances = st.sampled_from(["a", "a", "a", "B", "B", INSTANCES[-1]])
 _workers = st.sampled_from(WORKERS)
-_tags = st.sampled_from(TAGS)
+_tags = st.sampled_from([(), (), (), *TAGS])
 _kinds = st.sampled_from(SignalKind)
+_checks = st.sampled_from(["check_and_cancel", "check_and_pause", "check_control_signals"])
 _requests = st.sampled_from([None, SignalRequest(reason="why", requested_by="who")])
 _coin = st.booleans()
-_filters = st.sampled_from([None, None, ["v1"], ["v1", "v2"], []])
-_limits = st.sampled_from([0, 1, 2, 10])
+_rarely = st.integers(0, 5).map(lambda number: number == 5)
+_filters = st.sampled_from([None, None, None, None, ["v1"], ["v2"], []])
+_limits = st.sampled_from([1, 1, 2, 10, 10, 10, 0])
+
+_with_claims = precondition(attrgetter("has_claims"))
 
 
 @st.composite
@@ -102,9 +115,10 @@ def positions(draw: st.DrawFn, now: datetime, depth: int = 3) -> Position:
         )
 
     def grown(depth: int) -> Position:
-        kinds = ["task", "task", "delay", "signal", "node"]
+        kinds = ["task"] * 5 + ["delay", "delay", "signal", "signal", "node"]
+        kinds += ["fork"] * 3 if depth > 0 else []
 
-        match draw(st.sampled_from([*kinds, "fork", "fork"] if depth > 0 else kinds)):
+        match draw(st.sampled_from(kinds)):
             case "delay":
                 return AtDelay(f"d{next(names)}", **wake(), next=following(depth))
             case "signal":
@@ -139,28 +153,41 @@ class Step(Struct, frozen=True):
     options: dict[str, Any] = {}
 
     def __call__(self, snapshot: WorkflowSnapshot) -> WorkflowSnapshot:
-        """Carry it out."""
+        """Carry it out; one that would make a node id stand twice changes nothing."""
         if self.name == "same":
             return snapshot
 
-        new: WorkflowSnapshot = getattr(snapshot, self.name)(*self.arguments, **self.options)
+        try:
+            new: WorkflowSnapshot = getattr(snapshot, self.name)(*self.arguments, **self.options)
+        except InvalidArgumentError:
+            return snapshot
+
         return new
+
+
+@st.composite
+def _followings(draw: st.DrawFn, now: datetime) -> Position | None:
+    return None if draw(_rarely) else draw(positions(now, 2))
+
+
+def _completion(task_id: str, output: bytes, following: Position | None) -> Step:
+    return Step("complete_task", (task_id, output), {"next": following})
 
 
 @st.composite
 def steps(draw: st.DrawFn, view: WorkflowSnapshot | None, now: datetime) -> Step:
     """Transitions, most of them of tasks that are ready."""
     ready = [task.task_id for task in view.ready_tasks()] if view else []
-    moves = ["complete_task"] * 6 + ["record_failure"] * 3
-    others = ["record_result", "move_to", "move_to", "complete", "fail", "cancel", "pause"]
-    others += ["unpause", "unpause", "forget", "count_iteration", "with_deadline", "same"]
-    name = draw(st.sampled_from([*moves, *others] if ready else others))
+    names = ["record_result", "move_to", "move_to", "pause", "unpause", "unpause", "forget"]
+    names += ["count_iteration", "with_deadline", "same"]
+    names += ["complete_task"] * 6 + ["record_failure"] * 4 if ready else []
+    names = ["complete", "fail", "cancel"] if draw(_rarely) else names
+    name = draw(st.sampled_from(names))
     task_id = draw(st.sampled_from(ready)) if ready else "t1"
 
     match name:
         case "complete_task":
-            following = draw(st.none() | positions(now, 2))
-            return Step(name, (task_id, draw(_payloads)), {"next": following})
+            return _completion(task_id, draw(_payloads), draw(_followings(now)))
         case "record_failure":
             policy = RetryPolicy(draw(st.integers(0, 3)), draw(_seconds), max_delay=AGING)
             return Step(name, (task_id, policy), {"error": "oops", "worker_id": draw(_workers)})
@@ -394,14 +421,16 @@ class BackendMachine(RuleBasedStateMachine):
 
     # Time.
 
-    @rule(
-        duration=st.sampled_from(
-            [timedelta(microseconds=1)]
-            + [timedelta(seconds=seconds) for seconds in (1, 5, 10, 30, 60, 600, 4000)]
-        )
-    )
-    def time_passes(self, duration: timedelta) -> None:
-        """Move the store's clock and the model's."""
+    @rule(data=data())
+    def time_passes(self, data: DataObject) -> None:
+        """Move the clock: by a while, or to an instant at which something ends, or just before."""
+        durations = [timedelta(seconds=seconds) for seconds in (1, 5, 30, 600, 4000)]
+
+        for instant in self._model.instants()[:3]:
+            left = instant - self._model.now
+            durations += [left, left, left - MICROSECOND]
+
+        duration = data.draw(st.sampled_from(durations))
         self._portal.call(self._subject.elapse, duration)
         self._model.now += duration
         now = self._portal.call(self._backends[0].now)
@@ -409,11 +438,30 @@ class BackendMachine(RuleBasedStateMachine):
 
     # Snapshots.
 
+    @initialize(data=data())
+    def start_two(self, data: DataObject) -> None:
+        """Begin with something to work on."""
+        for instance_id in INSTANCES[:2]:
+            self._start(data, instance_id)
+
     @rule(data=data())
     def start(self, data: DataObject) -> None:
-        """Start an instance under each policy."""
+        """Start an instance under each policy, now and then after deleting it."""
         instance_id = data.draw(_instances)
-        definition = data.draw(st.sampled_from(["v1", "v1", "v1", "v2"]))
+
+        if data.draw(_rarely):
+            self._equal(
+                self._both(
+                    methodcaller("delete_snapshot", instance_id),
+                    methodcaller("delete_snapshot", instance_id),
+                )
+            )
+        else:
+            self._start(data, instance_id)
+
+    def _start(self, data: DataObject, instance_id: str) -> None:
+        self._may_advance.add(instance_id)
+        definition = "v2" if data.draw(_rarely) else "v1"
         arguments: dict[str, Any] = {
             "start_at": data.draw(positions(self._model.now)),
             "input": data.draw(st.none() | _payloads),
@@ -506,52 +554,41 @@ class BackendMachine(RuleBasedStateMachine):
         )
 
     @rule(data=data(), results=_coin)
-    def load(self, data: DataObject, results: bool) -> None:
-        """Load a snapshot, with results or without, and one of its results."""
+    def look(self, data: DataObject, results: bool) -> None:
+        """Load a snapshot with results or without, load one result, list, ask what is stalled."""
         instance_id = data.draw(_instances)
-        loaded = self._ask(lambda b: b.load_snapshot(instance_id, results=results)).value
+        loaded = self._ask(methodcaller("load_snapshot", instance_id, results=results)).value
 
         if loaded:
             assert loaded.results.loaded is results, "results come only where they are asked for"
             self._same_snapshot(loaded)
 
         node_id = data.draw(st.sampled_from(sorted(self._model.nodes) or ["t1"]))
-        self._equal(
-            self._both(
-                lambda b: b.load_task_result(instance_id, node_id),
-                lambda m: m.load_task_result(instance_id, node_id),
-            )
+        load = methodcaller("load_task_result", instance_id, node_id)
+        self._equal(self._both(load, load))
+        page = methodcaller(
+            "list_snapshots",
+            status=data.draw(st.none() | st.sampled_from(Status)),
+            definition_hash=data.draw(st.sampled_from([None, *DEFINITIONS])),
+            after=data.draw(st.sampled_from([None, *INSTANCES, "Z", "zz"])),
+            limit=data.draw(_limits),
         )
+        self._equal(self._both(page, page))
+        self._look_for_stalled(data.draw(_seconds))
 
-    @rule(instance_id=_instances, sure=st.integers(0, 3))
-    def delete(self, instance_id: str, sure: int) -> None:
-        """Delete, not too often."""
-        if sure:
-            return
-
-        self._equal(
-            self._both(
-                lambda b: b.delete_snapshot(instance_id), lambda m: m.delete_snapshot(instance_id)
-            )
-        )
-
-    @rule(
-        status=st.none() | st.sampled_from(Status),
-        definition=st.sampled_from([None, *DEFINITIONS]),
-        after=st.none() | st.sampled_from([*INSTANCES, "Z", "zz"]),
-        limit=_limits,
-    )
-    def list_page(
-        self, status: Status | None, definition: str | None, after: str | None, limit: int
-    ) -> None:
-        """List with every filter."""
-        filters: dict[str, Any] = {"status": status, "definition_hash": definition}
-        self._equal(
-            self._both(
-                lambda b: b.list_snapshots(**filters, after=after, limit=limit),
-                lambda m: m.list_snapshots(**filters, after=after, limit=limit),
-            )
-        )
+    def _look_for_stalled(self, idle_for: timedelta) -> None:
+        """Compare what dispatch can never offer; what elapsed time has yet to move on is open."""
+        ask = methodcaller("find_stalled", idle_for=idle_for)
+        found, expected = [
+            {
+                info.instance_id: info
+                for info in infos
+                if self._model.runs[info.instance_id].body.position
+                == self._model.view(info.instance_id).position
+            }
+            for infos in self._both(ask, ask) or ([], [])
+        ]
+        assert found == expected, f"found {found}, expected {expected}"
 
     # Claims.
 
@@ -621,90 +658,79 @@ class BackendMachine(RuleBasedStateMachine):
             "limit": limit,
         }
 
-    @rule(data=data(), ttl=_ttls)
-    def extend(self, data: DataObject, ttl: timedelta) -> None:
-        """Extend a claim, live, expired or lost."""
-        if (claim := self._some_claim(data)) is None:
-            return
+    @_with_claims
+    @rule(data=data(), operation=st.sampled_from(["extend", "extend", "release", "revoke"]))
+    def hold(self, data: DataObject, operation: str) -> None:
+        """Extend, release or revoke a claim, live, expired or lost."""
+        claim = self._some_claim(data)
 
+        match operation:
+            case "extend":
+                extend = methodcaller("extend_task_claim", claim, ttl=data.draw(_ttls))
+
+                if answers := self._both(extend, extend):
+                    self._same_claim(*answers, is_new=False)
+            case "release":
+                release = methodcaller("release_task_claim", claim)
+                self._equal(self._both(release, release))
+            case _:
+                revoke = methodcaller("revoke_task_claim", claim.instance_id, claim.task_id)
+                found, expected = self._both(revoke, revoke) or (None, None)
+
+                if found is not None and expected is not None:
+                    expected = replace(expected, pending_signal=found.pending_signal)
+
+                self._equal((found, expected))
+
+    @_with_claims
+    @rule(data=data(), ttl=st.none() | _ttls)
+    def commit_change(self, data: DataObject, ttl: timedelta | None) -> None:
+        """Commit a change of what is stored, tried on a base or not."""
+        claim = self._some_claim(data)
+        instance_id = claim.instance_id
+        view = self._view(instance_id)
+        step = self._step_of(data, claim, view)
+        run = self._model.runs.get(instance_id)
+        # A base is what came with the task, so the step is possible on it; and what elapsed since
+        # the claim may or may not be written with it.
+        bases = [
+            each
+            for each in self._held[instance_id]
+            if run and view == run.body and _applies(step, each)
+        ]
+        base = data.draw(st.sampled_from([None, *bases]))
+        self._may_advance.add(instance_id)
         answers = self._both(
-            lambda b: b.extend_task_claim(claim, ttl=ttl),
-            lambda m: m.extend_task_claim(claim, ttl=ttl),
+            lambda b: b.commit_task(claim, step, base=base, claim_next=ttl),
+            lambda m: m.commit_task(claim, step, claim_next=ttl),
         )
 
         if answers:
-            self._same_claim(*answers, is_new=False)
+            self._same_commit(*answers)
 
-    @rule(data=data())
-    def release(self, data: DataObject) -> None:
-        """Release a claim, live, expired or lost."""
-        if claim := self._some_claim(data):
-            self._equal(
-                self._both(
-                    lambda b: b.release_task_claim(claim), lambda m: m.release_task_claim(claim)
-                )
-            )
-
-    @rule(data=data())
-    def revoke(self, data: DataObject) -> None:
-        """End whoever's claim it is."""
-        instance_id = data.draw(_instances)
-        task_id = data.draw(self._task_ids(instance_id))
-        answers = self._both(
-            lambda b: b.revoke_task_claim(instance_id, task_id),
-            lambda m: m.revoke_task_claim(instance_id, task_id),
-        )
-
-        if answers is None:
-            return
-
-        found, expected = answers
-
-        if found is not None and expected is not None:
-            expected = replace(expected, pending_signal=found.pending_signal)
-
-        self._equal((found, expected))
-
-    @rule(data=data(), ttl=st.none() | _ttls, as_value=_coin, with_base=_coin)
-    def commit(
-        self, data: DataObject, ttl: timedelta | None, as_value: bool, with_base: bool
-    ) -> None:
-        """Commit a step of a claimed task, as a value or as a change."""
-        if (claim := self._some_claim(data)) is None:
-            return
-
+    @_with_claims
+    @rule(data=data(), ttl=st.none() | _ttls)
+    def commit_value(self, data: DataObject, ttl: timedelta | None) -> None:
+        """Commit a snapshot that was made from what was seen some time ago."""
+        claim = self._some_claim(data)
         instance_id = claim.instance_id
-        view = self._view(instance_id)
-        held = self._held[instance_id]
-        step = self._step_of(data, claim, view)
 
-        if as_value and held:
-            try:
-                work = step(data.draw(st.sampled_from(held[::-1])))
-            except PersistError:
-                return
+        if not (held := self._held[instance_id]):
+            return
 
-            answers = self._both(
-                lambda b: b.commit_task(claim, work, claim_next=ttl),
-                lambda m: m.commit_task(claim, work, claim_next=ttl),
-            )
-        else:
-            run = self._model.runs.get(instance_id)
-            # A base is what came with the task, so the step is possible on it; and what elapsed
-            # since the claim may or may not be written with it.
-            usable = [each for each in held if run and view == run.body and _applies(step, each)]
-            base = data.draw(st.sampled_from(usable)) if with_base and usable else None
-            answers = self._both(
-                lambda b: b.commit_task(claim, step, base=base, claim_next=ttl),
-                lambda m: m.commit_task(claim, step, claim_next=ttl),
-            )
+        seen = data.draw(st.sampled_from(held[::-1]))
+        step = self._step_of(data, claim, seen)
 
+        if not _applies(step, seen):
+            return
+
+        commit = methodcaller("commit_task", claim, step(seen), claim_next=ttl)
         self._may_advance.add(instance_id)
 
-        if not answers:
-            return
+        if answers := self._both(commit, commit):
+            self._same_commit(*answers)
 
-        found, expected = answers
+    def _same_commit(self, found: Commit, expected: Commit) -> None:
         self._same_snapshot(found.snapshot)
 
         if found.next is None or expected.next is None:
@@ -716,30 +742,12 @@ class BackendMachine(RuleBasedStateMachine):
 
     def _step_of(self, data: DataObject, claim: TaskClaim, view: WorkflowSnapshot | None) -> Step:
         """Mostly the completion of the claimed task itself."""
-        if data.draw(st.integers(0, 3)) == 0:
-            return data.draw(steps(view, self._model.now))
+        now = self._model.now
 
-        following = data.draw(st.none() | positions(self._model.now, 2))
-        return Step("complete_task", (claim.task_id, data.draw(_payloads)), {"next": following})
+        if data.draw(_rarely):
+            return data.draw(steps(view, now))
 
-    @rule(seconds=_seconds)
-    def find_stalled(self, seconds: timedelta) -> None:
-        """Ask for what dispatch can never offer; what an advance may free is open."""
-        answers = self._both(
-            lambda b: b.find_stalled(idle_for=seconds), lambda m: m.find_stalled(idle_for=seconds)
-        )
-
-        if answers:
-            undecided = {
-                instance_id
-                for instance_id, run in self._model.runs.items()
-                if self._model.advance_is_due(run)
-            }
-            found, expected = (
-                {info.instance_id: info for info in infos if info.instance_id not in undecided}
-                for infos in answers
-            )
-            assert found == expected, f"found {found}, expected {expected}"
+        return _completion(claim.task_id, data.draw(_payloads), data.draw(_followings(now)))
 
     @rule()
     def sweep(self) -> None:
@@ -761,71 +769,37 @@ class BackendMachine(RuleBasedStateMachine):
 
     # Control signals.
 
-    @rule(instance_id=_instances, kind=_kinds, request=_requests)
-    def store_signal(
-        self, instance_id: str, kind: SignalKind, request: SignalRequest | None
-    ) -> None:
-        """Leave a signal without applying it."""
-        self._equal(
-            self._both(
-                lambda b: b.store_signal(instance_id, kind, request),
-                lambda m: m.store_signal(instance_id, kind, request),
-            )
-        )
-        self._equal(
-            self._both(
-                lambda b: b.get_signal(instance_id, kind), lambda m: m.get_signal(instance_id, kind)
-            )
-        )
-
-    @rule(instance_id=_instances, kind=_kinds, request=_requests)
-    def request_signal(
-        self, instance_id: str, kind: SignalKind, request: SignalRequest | None
-    ) -> None:
-        """Leave a signal, applied at once where nobody works."""
-        self._equal(
-            self._both(
-                lambda b: b.request_signal(instance_id, kind, request),
-                lambda m: m.request_signal(instance_id, kind, request),
-            )
-        )
-
-    @rule(instance_id=_instances, kind=_kinds)
-    def clear_signal(self, instance_id: str, kind: SignalKind) -> None:
-        """Take a signal back."""
-        self._equal(
-            self._both(
-                lambda b: b.clear_signal(instance_id, kind),
-                lambda m: m.clear_signal(instance_id, kind),
-            )
-        )
-        self._equal(
-            self._both(
-                lambda b: b.get_signal(instance_id, kind), lambda m: m.get_signal(instance_id, kind)
-            )
-        )
-
     @rule(
         instance_id=_instances,
-        call=st.sampled_from(["check_and_cancel", "check_and_pause", "check_control_signals"]),
-        task_id=st.sampled_from([None, "t1"]),
+        kind=_kinds,
+        request=_requests,
+        call=st.sampled_from(["store_signal", "request_signal", "clear_signal"]),
     )
-    def check_signals(self, instance_id: str, call: str, task_id: str | None) -> None:
+    def signal(
+        self, instance_id: str, kind: SignalKind, request: SignalRequest | None, call: str
+    ) -> None:
+        """Leave a signal, perhaps applied at once, or take it back; then see what is pending."""
+        arguments = () if call == "clear_signal" else (request,)
+
+        for ask in (
+            methodcaller(call, instance_id, kind, *arguments),
+            methodcaller("get_signal", instance_id, kind),
+        ):
+            self._equal(self._both(ask, ask))
+
+    @rule(instance_id=_instances, task_id=st.sampled_from([None, "t1"]), call=_checks)
+    def apply_signals(self, instance_id: str, task_id: str | None, call: str) -> None:
         """Apply what is pending."""
         options = {} if call == "check_and_pause" else {"interrupted_at_task": task_id}
-        self._equal(
-            self._both(
-                lambda b: getattr(b, call)(instance_id, **options),
-                lambda m: getattr(m, call)(instance_id, **options),
-            )
-        )
+        ask = methodcaller(call, instance_id, **options)
+        self._equal(self._both(ask, ask))
 
     @rule(instance_id=_instances)
     def unpause(self, instance_id: str) -> None:
         """Go on."""
-        answers = self._both(lambda b: b.unpause(instance_id), lambda m: m.unpause(instance_id))
+        ask = methodcaller("unpause", instance_id)
 
-        if answers:
+        if answers := self._both(ask, ask):
             self._same_snapshot(answers[0])
 
     # Events.
@@ -846,30 +820,25 @@ class BackendMachine(RuleBasedStateMachine):
             )
         )
 
-    @rule(instance_id=_instances, name=st.sampled_from(EVENTS))
-    def consume(self, instance_id: str, name: str) -> None:
-        """Take an event out of the queue."""
-        self._equal(
-            self._both(
-                lambda b: b.consume_event(instance_id, name),
-                lambda m: m.consume_event(instance_id, name),
-            )
-        )
+    @rule(
+        instance_id=_instances,
+        name=st.sampled_from(EVENTS),
+        version=st.sampled_from([None, 0, 1]),
+        consume=_coin,
+    )
+    def take(self, instance_id: str, name: str, version: int | None, consume: bool) -> None:
+        """Take an event out of the queue, or hand one to a wait."""
+        if consume:
+            ask = methodcaller("consume_event", instance_id, name)
+            self._equal(self._both(ask, ask))
+            return
 
-    @rule(instance_id=_instances, version=st.sampled_from([None, 0, 1]))
-    def drain(self, instance_id: str, version: int | None) -> None:
-        """Hand an event to a wait, of the version that is there or of another one."""
-        run = self._model.runs.get(instance_id)
-
-        if version is not None and run is not None:
+        if version is not None and (run := self._model.runs.get(instance_id)):
             version += run.body.version
 
-        answers = self._both(
-            lambda b: b.drain_signal(instance_id, version=version),
-            lambda m: m.drain_signal(instance_id, version=version),
-        )
+        ask = methodcaller("drain_signal", instance_id, version=version)
 
-        if answers:
+        if answers := self._both(ask, ask):
             found, expected = answers
             assert (found is None) is (expected is None), f"found {found}, expected {expected}"
 
@@ -884,12 +853,29 @@ class BackendMachine(RuleBasedStateMachine):
         known = sorted(each for each in self._model.nodes if each.startswith("t"))
         return st.sampled_from([*ready, *ready, *known, "t1"])
 
-    def _some_claim(self, data: DataObject) -> TaskClaim | None:
-        return data.draw(st.sampled_from(self._claims[::-1])) if self._claims else None
+    @property
+    def has_claims(self) -> bool:
+        """Whether any claim was ever made."""
+        return bool(self._claims)
+
+    def _some_claim(self, data: DataObject) -> TaskClaim:
+        """A claim that was made some time ago, mostly one that is live."""
+        runs = self._model.runs.values()
+        live = [
+            claim
+            for claim in self._claims[::-1]
+            if self._model.is_live(claim)
+            and any(claim.fence == each.fence for run in runs for each in run.claims.values())
+        ]
+        known = self._claims[::-1] if not live or data.draw(_rarely) else live
+        return data.draw(st.sampled_from(known))
 
     def _target(self, data: DataObject) -> tuple[str, TaskClaim | None]:
-        claim = self._some_claim(data) if data.draw(_coin) else None
-        return (claim.instance_id if claim else data.draw(_instances)), claim
+        if not self._claims or data.draw(_coin):
+            return data.draw(_instances), None
+
+        claim = self._some_claim(data)
+        return claim.instance_id, claim
 
 
 def backend_machine(subject_factory: SubjectFactory) -> type[BackendMachine]:

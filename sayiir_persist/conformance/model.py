@@ -622,13 +622,30 @@ class Model:
             return
 
         for park in open_leaves(view.position):
-            ends_at = park.ends_at if isinstance(park, AtDelay | AtSignal) else None
+            if not isinstance(park, AtDelay | AtSignal) or park.ends_at is None:
+                continue
 
-            if ends_at is not None and ends_at <= self.now:
+            if park.ends_at <= self.now:
                 self._write(run, ended(view, park))
                 return
 
         self._write(run, view)
+
+    def instants(self) -> list[datetime]:
+        """When something will change by time alone, in ascending order."""
+        instants: set[datetime | None] = set()
+
+        for instance_id, run in self.runs.items():
+            view = self.view(instance_id)
+            instants.update(claim.expires_at for claim in run.claims.values())
+            instants.update(retry.retry_at for retry in view.retries.values())
+            instants.update(
+                leaf.ends_at
+                for leaf in open_leaves(view.position)
+                if isinstance(leaf, AtDelay | AtSignal)
+            )
+
+        return sorted(instant for instant in instants if instant and instant > self.now)
 
     def is_live(self, claim: TaskClaim) -> bool:
         """Whether a claim is valid by the store's clock."""
@@ -1005,11 +1022,15 @@ def fresh_tasks(snapshot: WorkflowSnapshot) -> set[str]:
 
 
 def tasks_in_line(position: Position | None) -> set[str]:
-    """The tasks that are open, or that an open park leads to through nothing but delays."""
+    """The tasks that are open, or will be by time alone, with nothing but delays in between."""
     tasks: set[str] = set()
 
     for leaf in open_leaves(position):
-        following: Position | None = leaf.next if isinstance(leaf, AtDelay | AtSignal) else leaf
+        following: Position | None = leaf
+
+        if isinstance(leaf, AtSignal):
+            endless = leaf.wake_after is None and leaf.wake_at is None
+            following = None if endless else leaf.next
 
         while isinstance(following, AtDelay):
             following = following.next
@@ -1150,7 +1171,7 @@ def passed(snapshot: WorkflowSnapshot, park: Park, ends_at: datetime) -> Workflo
 def answered(snapshot: WorkflowSnapshot, wait: AtSignal, event: Event) -> WorkflowSnapshot:
     """The snapshot past a wait that met its event."""
     assert snapshot.position is not None
-    at_root = snapshot.position == wait
+    at_root = snapshot.position == wait and wait.next is None
     recorded = snapshot.record_result(wait.node_id, event.payload)
     met_at = max(event.arrived_at, wait.entered_at or event.arrived_at)
     enter = entering(snapshot, ReadyReason.EVENT)
@@ -1162,12 +1183,12 @@ def answered(snapshot: WorkflowSnapshot, wait: AtSignal, event: Event) -> Workfl
     return at(recorded, position)
 
 
-def ended(snapshot: WorkflowSnapshot, park: Leaf) -> WorkflowSnapshot:
+def ended(snapshot: WorkflowSnapshot, park: Park) -> WorkflowSnapshot:
     """The snapshot completed by the last park, which ended by time."""
     if isinstance(park, AtSignal):
         return timed_out(snapshot, park).complete(b"")
 
-    at_root = snapshot.position == park
+    at_root = snapshot.position == park and park.next is None
     return snapshot.complete(snapshot.results.get(park.node_id, b"") if at_root else b"")
 
 
