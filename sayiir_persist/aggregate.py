@@ -607,7 +607,7 @@ def _claim_next(
     now: int,
     told: _Told,
 ) -> None:
-    if not aggregate.dispatchable:
+    if not aggregate.dispatchable or any(entry.met is not None for entry in aggregate.entries):
         return
 
     accepted = frozenset(wish.tags)

@@ -250,7 +250,8 @@ class Push(Struct, frozen=True):
 class ClaimNext(Struct, frozen=True):
     """Claim the first entry that this write made ready and due, whose tags the worker accepts.
 
-    Only fresh task entries, in tree order, and none where a control signal is pending.
+    Only fresh task entries, in tree order, and none where a control signal is pending or a wait has
+    met its event, which is drained first.
     """
 
     worker_id: str

@@ -601,7 +601,7 @@ class BackendMachine(RuleBasedStateMachine):
             "worker_id": data.draw(_workers),
             "ttl": data.draw(st.none() | _ttls),
             "tags": data.draw(_tags),
-            "nonce": data.draw(st.sampled_from([None, "n1", "n2"])),
+            "nonce": data.draw(st.sampled_from([None, "n1", "n1", "n2"])),
         }
         self._may_advance.add(instance_id)
         run = self._model.runs.get(instance_id)
@@ -808,7 +808,7 @@ class BackendMachine(RuleBasedStateMachine):
         instance_id=_instances,
         name=st.sampled_from(EVENTS),
         payload=_payloads,
-        event_id=st.sampled_from([None, None, "e1", "e2"]),
+        event_id=st.sampled_from([None, "e1", "e1", "e2"]),
     )
     def send(self, instance_id: str, name: str, payload: bytes, event_id: str | None) -> None:
         """Send an event."""
@@ -867,8 +867,7 @@ class BackendMachine(RuleBasedStateMachine):
             if self._model.is_live(claim)
             and any(claim.fence == each.fence for run in runs for each in run.claims.values())
         ]
-        known = self._claims[::-1] if not live or data.draw(_rarely) else live
-        return data.draw(st.sampled_from(known))
+        return data.draw(st.sampled_from([*live, *live, *self._claims[::-1]]))
 
     def _target(self, data: DataObject) -> tuple[str, TaskClaim | None]:
         if not self._claims or data.draw(_coin):

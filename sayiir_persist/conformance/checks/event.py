@@ -1420,3 +1420,22 @@ async def drains_behind_a_delay(kit: Kit) -> None:
 
     expect(drained is not None, "a virtual wait is drained")
     await _expect_answered(backend, run.instance_id, b"yes", "a delay's end opens its wait")
+
+
+@check("EVENT-067", "A commit that meets an event in one branch claims no task of another.")
+async def commit_meets_in_a_branch(kit: Kit) -> None:
+    backend = await kit.open()
+    snapshot, mine = await held(kit, backend)
+    await backend.send_event(snapshot.instance_id, "paid", b"yes")
+    branches: dict[str, Position | None] = {"task": AtTask("pack"), "wait": _wait()}
+
+    commit = await backend.commit_task(mine, _parks(AtFork("split", branches)), claim_next=kit.long)
+
+    expect_equal(
+        [task.task_id for task in commit.snapshot.ready_tasks()],
+        ["pack", "ship"],
+        "the wait is answered before the commit returns",
+    )
+    expect_equal(commit.next, None, "after a drain nothing is claimed, of whatever branch")
+    acquired = await backend.acquire_tasks(worker_id="other", ttl=kit.long, limit=9)
+    expect_equal({task.task_id for task in acquired}, {"pack", "ship"}, "both are free")
