@@ -94,7 +94,7 @@ class Coalescer:
         self._underway.difference_update(instance_ids)
         self._idle_writers += 1
 
-        while self._idle_writers and (batch := self._next_batch()):
+        while self._waiting and self._idle_writers and (batch := self._next_batch()):
             self._idle_writers -= 1
             self._underway.update(waiting.unit.instance_id for waiting in batch)
             self._background.start(self._together, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sayiir_persist.errors import InvalidArgumentError, PayloadTooLargeError
@@ -204,6 +205,7 @@ def to_micros(instant: datetime) -> int:
     return (instant - EPOCH) // MICROSECOND
 
 
+@lru_cache(maxsize=1024)  # one write asks for the same few instants again and again
 def from_micros(micros: int) -> datetime:
     """The instant that is `micros` microseconds after 1970, in UTC."""
     return EPOCH + timedelta(microseconds=micros)
