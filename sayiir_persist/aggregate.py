@@ -445,7 +445,7 @@ def _write(
     aggregate.priority, aggregate.tags = content.priority, content.tags
     aggregate.last_completed = content.last_completed
     aggregate.idle = content.idle
-    aggregate.entries = [_indexed(entry, now) for entry in content.entries]
+    aggregate.entries = [_indexed(entry, aggregate, now) for entry in content.entries]
     told.fresh = frozenset(
         entry.node_id
         for entry in content.entries
@@ -487,11 +487,16 @@ def _created(incarnation: str, content: Content, now: int) -> Aggregate:
     )
 
 
-def _indexed(entry: Entry, now: int) -> IndexedEntry:
+def _indexed(entry: Entry, aggregate: Aggregate, now: int) -> IndexedEntry:
+    due = entry.due.resolve(now)
+
+    if due is not None and entry.kind is EntryKind.TASK:
+        due = max(due, aggregate.status_since)
+
     return IndexedEntry(
         node_id=entry.node_id,
         kind=entry.kind,
-        due=entry.due.resolve(now),
+        due=due,
         early=entry.early,
         done=entry.done,
         reason=entry.reason,

@@ -971,9 +971,8 @@ class StandardBackend(Generic[D]):
             answer = await self._engine.submit(self._engine.stepping(view, step))
 
             if answer.refused is None:
-                return settle(
-                    stored_form(step.snapshot, answer), from_micros(answer.now), arrivals(view)
-                )
+                stored = stored_form(step.snapshot, answer)
+                return await self._engine.shown(stored, from_micros(answer.now))
 
         raise ContentionError(instance_id, MAX_ATTEMPTS)
 

@@ -201,7 +201,8 @@ class Content(Struct, frozen=True, kw_only=True):
         tags: The instance's.
         last_completed: The node whose result was recorded last.
         entries: From the projection, in tree order. `fresh` ones, and tasks that had no entry
-            before, lose an old claim unless it fences this write.
+            before, lose an old claim unless it fences this write. No task is due before the
+            stored `status_since`.
         idle: From the projection.
         input: The instance's; written by creation and `Unit.replace`, else ignored.
         gained: Results to add or overwrite.

@@ -303,9 +303,9 @@ class Engine(Generic[D]):
             )
             stored = moved or stored
 
-        return await self._shown(stored, max(from_micros(answer.now), stored.updated_at or EPOCH))
+        return await self.shown(stored, max(from_micros(answer.now), stored.updated_at or EPOCH))
 
-    async def _shown(self, stored: WorkflowSnapshot, now: datetime) -> WorkflowSnapshot:
+    async def shown(self, stored: WorkflowSnapshot, now: datetime) -> WorkflowSnapshot:
         """What a load would show; asks for the queue only where a wait ended as it was entered."""
         if stored.position is None or isinstance(stored.position, AtTask):
             return stored  # nothing that time could move

@@ -14,7 +14,7 @@ _SETTINGS = settings(
 )
 
 TestMemoryMachine = backend_machine(memory_subject).TestCase
-TestMemoryMachine.settings = settings(_SETTINGS, max_examples=100)
+TestMemoryMachine.settings = settings(_SETTINGS, max_examples=150)
 
 TestSqliteMachine = backend_machine(sqlite_subject).TestCase
-TestSqliteMachine.settings = settings(_SETTINGS, max_examples=25)
+TestSqliteMachine.settings = settings(_SETTINGS, max_examples=40)

@@ -1698,3 +1698,21 @@ async def fencing_claim_survives(kit: Kit) -> None:
     expect_equal(await offered(backend), [], "the claim that fenced the write stays")
     commit = await backend.commit_task(held, completes("charge", b"paid"))
     expect_equal(commit.snapshot.status, Status.COMPLETED, "and still commits")
+
+
+@check("DISPATCH-066", "After a blind overwrite a task queues since the instant that it shows.")
+async def overwrite_queues_as_shown(kit: Kit) -> None:
+    backend = await kit.open()
+    old = await start_as(backend, "paused", "paused")
+    await backend.save_snapshot(old.pause())
+    await kit.elapse(TICK)
+    await start_as(backend, "other", "other")
+    await kit.elapse(TICK)
+    resumed = await backend.unpause("paused")
+
+    saved = await backend.save_snapshot(old, overwrite=True)
+
+    expect_equal(
+        ready_at(saved, "paused"), resumed.status_since, "nothing is ready before status_since"
+    )
+    expect_equal(await offered(backend), ["other", "paused"], "and the order of dispatch says so")

@@ -1439,3 +1439,42 @@ async def commit_meets_in_a_branch(kit: Kit) -> None:
     expect_equal(commit.next, None, "after a drain nothing is claimed, of whatever branch")
     acquired = await backend.acquire_tasks(worker_id="other", ttl=kit.long, limit=9)
     expect_equal({task.task_id for task in acquired}, {"pack", "ship"}, "both are free")
+
+
+@check("EVENT-068", "A drain returns the instance as it shows now, with all that has elapsed.")
+async def drained_is_settled(kit: Kit) -> None:
+    backend = await kit.open()
+    again = _wait(node_id="again", within=Kit.short)
+
+    async def was_met_long_ago() -> str:
+        run = await start(kit, backend, _wait(again))
+        await backend.save_snapshot(run.pause())
+        await backend.send_event(run.instance_id, "paid", b"yes")
+        await kit.elapse(Kit.short)
+        return run.instance_id
+
+    async def drains(instance_id: str) -> WorkflowSnapshot | None:
+        await backend.unpause(instance_id)
+        return await backend.drain_signal(instance_id)
+
+    async def saves(instance_id: str) -> WorkflowSnapshot:
+        paused = await backend.load_snapshot(instance_id)
+        return await backend.save_snapshot(paused.unpause())
+
+    async def updates(instance_id: str) -> WorkflowSnapshot:
+        return await backend.update_snapshot(instance_id, lambda found: found.unpause())
+
+    for name, call in (("drain_signal", drains), ("a save", saves), ("an update", updates)):
+        instance_id = await was_met_long_ago()
+
+        drained = await call(instance_id)
+
+        expect_equal(
+            drained,
+            await backend.load_snapshot(instance_id),
+            f"{name} that drains returns what a load shows",
+        )
+        expect(
+            drained is not None and drained.timed_out == frozenset({"again"}),
+            "a wait behind the one that was answered has ended meanwhile",
+        )

@@ -317,11 +317,34 @@ class PausedTimeAges(SabotagedDriver):
     """A task that was paused has waited all the while."""
 
     def write(self, unit: Unit) -> Answer:
-        def as_before(entry: Entry) -> Entry:
-            return replace(entry, due=When(entry.due.at)) if entry.due.at else entry
+        row = self.row(unit.instance_id)
+        waiting = {entry.node_id: entry.due for entry in row.entries} if row else {}
+        answer = super().write(unit)
 
-        unpauses = unit.guard.statuses == PAUSED
-        return super().write(_with_entries(unit, as_before) if unpauses else unit)
+        if unit.guard.statuses == PAUSED and (row := self.row(unit.instance_id)) is not None:
+            for entry in row.entries:
+                entry.due = waiting.get(entry.node_id, entry.due)
+
+            self._space.store(unit.instance_id, row, self._space.shelf(unit.instance_id))
+
+        return answer
+
+
+@caught_by("DISPATCH-066")
+class OverwriteBelievesOldStamps(SabotagedDriver):
+    """What is overwritten blindly queues since the instant that its old stamps say."""
+
+    def write(self, unit: Unit) -> Answer:
+        answer = super().write(unit)
+        row = self.row(unit.instance_id)
+
+        if unit.replace and unit.content is not None and row is not None:
+            for projected, entry in zip(unit.content.entries, row.entries, strict=True):
+                entry.due = projected.due.resolve(answer.now)
+
+            self._space.store(unit.instance_id, row, self._space.shelf(unit.instance_id))
+
+        return answer
 
 
 # --- Time ----------------------------------------------------------------------------------------

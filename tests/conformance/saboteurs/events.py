@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio.lowlevel import checkpoint
 from conformance.saboteurs.base import SabotagedBackend, SabotagedDriver, caught_by, unguarded
@@ -13,8 +13,9 @@ from sayiir_persist.driver import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
-    from sayiir_persist import WorkflowSnapshot
+    from sayiir_persist import MemoryStore, WorkflowSnapshot
     from sayiir_persist.driver import Answer, Read, Unit, View
 
 
@@ -384,6 +385,20 @@ class UseExistingDropsEvents(SabotagedDriver):
             self._space.shelf(unit.instance_id)._queue = None
 
         return answer
+
+
+@caught_by("EVENT-068")
+class DrainStopsTheClock(SabotagedBackend):
+    """What a write returns does not show what has elapsed since it was entered."""
+
+    def __init__(self, store: MemoryStore, **options: Any) -> None:
+        super().__init__(store, **options)
+
+        async def as_written(stored: WorkflowSnapshot, now: datetime) -> WorkflowSnapshot:
+            del now
+            return stored
+
+        self._engine.shown = as_written
 
 
 @caught_by("EVENT-061")
