@@ -45,7 +45,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; further arguments go to pytest."""
-    install(session, "tests")
+    install(session, "tests", extras="[all]")
     session.run("pytest", *session.posargs)
 
 

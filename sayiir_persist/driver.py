@@ -499,10 +499,13 @@ class Opened(Struct, frozen=True):
     Attributes:
         server: Product and version, `""` where there is none.
         caveats: What this deployment cannot promise, in words for a log.
+        writers: How many calls of `apply` may be on their way at once; what comes meanwhile waits
+            and shares the next one.
     """
 
     server: str = ""
     caveats: tuple[str, ...] = ()
+    writers: int = 1
 
 
 class Driver(Protocol):

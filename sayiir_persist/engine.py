@@ -84,6 +84,7 @@ class Engine(Generic[D]):
             raise ConfigurationError("the backend is open already")
 
         self.opened = await self._driver.open()
+        self._writes = Coalescer(self._driver.apply, self._background, writers=self.opened.writers)
         self._process = os.getpid()
 
     async def close(self) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Final
 
 from msgspec import Struct
 
-_HEAD: Final = "-- name: "
+from sayiir_persist.statements import named_blocks
 
 
 class Queries(Struct, frozen=True, kw_only=True):
@@ -58,16 +57,4 @@ class Queries(Struct, frozen=True, kw_only=True):
     list_to_purge: str
 
 
-def _read() -> Queries:
-    text = files("sayiir_persist.adapters.sqlite").joinpath("queries.sql").read_text("utf-8")
-    blocks: dict[str, str] = {}
-
-    for block in text.split(_HEAD)[1:]:
-        name, _, body = block.partition("\n")
-        lines = (line for line in body.splitlines() if not line.startswith("--"))
-        blocks[name.strip()] = "\n".join(lines).strip()
-
-    return Queries(**blocks)
-
-
-QUERIES: Final = _read()
+QUERIES: Final = Queries(**named_blocks("sayiir_persist.adapters.sqlite", "queries.sql"))
