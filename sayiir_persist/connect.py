@@ -24,10 +24,17 @@ class _Adapter(NamedTuple):
 
 _MEMORY: Final = _Adapter("sayiir_persist.adapters.memory")
 _SQLITE: Final = _Adapter("sayiir_persist.adapters.sqlite")
+_POSTGRES: Final = _Adapter("sayiir_persist.adapters.postgres", "postgres")
+_REDIS: Final = _Adapter("sayiir_persist.adapters.redis", "redis")
 
 _BUILT_IN: Final = {
     "memory": _MEMORY,
     "sqlite": _SQLITE,
+    "postgres": _POSTGRES,
+    "postgresql": _POSTGRES,
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "redis+cluster": _REDIS,
 }
 
 
@@ -37,6 +44,10 @@ def connect(url: str, **options: Any) -> PersistentBackend:
     - `memory://`: a `MemoryBackend`; `store=` shares a `MemoryStore`.
     - `sqlite:///runs.db`: a `SqliteBackend` on a relative path; `clock=`, `synchronous=`.
     - `sqlite:////var/runs.db`: the same on an absolute path.
+    - `postgresql://user@host/database`, `postgres://...`: a `PostgresBackend`; `schema=`,
+      `max_size=`, `listen_url=`, ...
+    - `redis://host`, `rediss://host` (TLS), `redis+cluster://host`: a `RedisBackend`;
+      `partitions=`, ...
 
     A distribution of your own adds a scheme by an entry point in the group
     `sayiir_persist.backends`, named like the scheme: a function that takes the URL and the

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sayiir_persist import PersistentBackend
+    from sayiir_persist.driver import Opened
 
 _numbers = count(1)
 
@@ -36,15 +37,22 @@ MOVED_BY_HAND = """
 class PostgresSubject:
     """Backends with connections of their own to one schema."""
 
-    def __init__(self, url: str, schema: str, **options: Any) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, schema: str, *, direct_url: str | None, pooled: bool, **options: Any
+    ) -> None:
         self.schema = schema
-        self._options = options
+        self._url = url
+        self._direct_url = direct_url or url
+        self._pooled = pooled
+        self._options = {"schema": schema, "listen_url": direct_url, **options}
 
     def backend(self, *, namespace: str, **options: Any) -> PersistentBackend:
-        return PostgresBackend.connect(
-            self.url, schema=self.schema, namespace=namespace, **self._options, **options
-        )
+        options = {"namespace": namespace, **self._options, **options}
+
+        if self._pooled:
+            return on_a_pool(self._url, **options)
+
+        return PostgresBackend.connect(self._url, **options)
 
     async def elapse(self, duration: timedelta) -> None:
         await sleep(duration.total_seconds())
@@ -58,7 +66,7 @@ class PostgresSubject:
         )
 
     async def execute(self, statement: str, *args: Any) -> None:
-        connection = await asyncpg.connect(self.url)
+        connection = await asyncpg.connect(self._direct_url)
 
         try:
             await connection.execute(statement.replace("{schema}", self.schema), *args)
@@ -77,16 +85,56 @@ class ManualPostgresSubject(PostgresSubject):
         )
 
 
+def on_a_pool(url: str, **options: Any) -> PostgresBackend:
+    """A backend on a pool that is opened right before it and closed right after."""
+    pool = asyncpg.create_pool(url, min_size=1, max_size=8)
+    backend = PostgresBackend(pool, **options)
+    driver = backend._engine._driver
+    open_driver, close_driver = driver.open, driver.close
+
+    async def open_both() -> Opened:
+        try:
+            await pool
+            return await open_driver()
+        except BaseException:
+            pool.terminate()
+            raise
+
+    async def close_both() -> None:
+        try:
+            await close_driver()
+            await pool.close()
+        except BaseException:
+            pool.terminate()
+            raise
+
+    driver.open, driver.close = open_both, close_both
+    return backend
+
+
 def postgres_subject(
-    url: str, *, manual_clock: bool = False, **options: Any
+    url: str,
+    *,
+    manual_clock: bool = False,
+    direct_url: str | None = None,
+    pooled: bool = False,
+    **options: Any,
 ) -> Callable[[], AbstractAsyncContextManager[PostgresSubject]]:
-    """Make subjects on the server at `url`; `options` go to each backend."""
+    """Make subjects on the server at `url`; `options` go to each backend.
+
+    Args:
+        url: Where the backends connect.
+        manual_clock: Whether the time stands still until a check moves it.
+        direct_url: Of the server itself, where `url` leads to a pooler.
+        pooled: Whether each backend gets a pool instead of connecting itself.
+        options: Of the backends.
+    """
 
     @asynccontextmanager
     async def subject() -> AsyncGenerator[PostgresSubject]:
         schema = f"kit_{getpid()}_{next(_numbers)}"
         kind = ManualPostgresSubject if manual_clock else PostgresSubject
-        made = kind(url, schema, **options)
+        made = kind(url, schema, direct_url=direct_url, pooled=pooled, **options)
         script = ddl(schema)
 
         if manual_clock:

@@ -96,6 +96,20 @@ def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://somebody@127.0.0.1/runs", "postgres"),
+        ("postgres://somebody@127.0.0.1/runs", "postgres"),
+        ("redis://127.0.0.1", "redis"),
+        ("rediss://127.0.0.1", "redis"),
+        ("redis+cluster://127.0.0.1", "redis"),
+    ],
+)
+def test_server_is_not_connected_before_the_backend_is_entered(url: str, name: str) -> None:
+    assert connect_function(url, namespace="mine").info.name == name
+
+
 def test_error_never_shows_the_url() -> None:
     with pytest.raises(ConfigurationError) as caught:
         connect_function("unknown://user:secret@host")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, final
 
-from sayiir_persist.adapters.postgres.connections import (
-    BorrowedConnections,
-    Connections,
-    OwnConnections,
-)
+from sayiir_persist.adapters.postgres.connections import Connections
 from sayiir_persist.adapters.postgres.driver import PostgresDriver
 from sayiir_persist.adapters.postgres.listener import Listener
 from sayiir_persist.adapters.postgres.schema import DEFAULT_SCHEMA, Schema
+from sayiir_persist.adapters.postgres.sources import BorrowedConnections, OwnConnections
 from sayiir_persist.backend import StandardBackend
 from sayiir_persist.options import read_options
 
@@ -35,6 +32,7 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
         max_size: How many connections of the pool are used at most.
         listen_url: Where to listen for hints; without it other processes' work is found by polling.
         notify: Whether to send and to listen for hints.
+        connect_options: Further arguments of `asyncpg.connect` for `listen_url`.
         options: Those of every backend, see `sayiir_persist.connect`.
 
     Raises:
@@ -55,6 +53,7 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
         max_size: int | None = None,
         listen_url: str | None = None,
         notify: bool = True,
+        connect_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         source = (
@@ -66,11 +65,16 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
         def driver(chosen: Options) -> PostgresDriver:
             timeout = chosen.operation_timeout.total_seconds()
             connections = Connections(source, timeout=timeout)
+            direct = None
+
+            if listen_url:
+                direct = OwnConnections(listen_url, timeout=timeout, options=connect_options)
+
             listener = Listener(
                 connections,
                 schema=schema,
                 namespace=chosen.namespace,
-                direct=OwnConnections(listen_url, timeout=timeout) if listen_url else None,
+                direct=direct,
                 notify=notify,
             )
             tables = Schema(schema, migrate=chosen.migrate)
@@ -106,7 +110,8 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
                 found out where it is not said.
             listen_url: Where to listen for hints, where `url` leads to a pooler.
             notify: Whether to send and to listen for hints; without, polling finds all work.
-            connect_options: Further arguments of `asyncpg.connect`: `password`, `ssl`, ...
+            connect_options: Further arguments of `asyncpg.connect`: `password`, `ssl`, ...; for
+                `listen_url`, too.
             options: Those of every backend, see `sayiir_persist.connect`.
 
         Raises:
@@ -122,7 +127,14 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
             statement_cache_size=statement_cache_size,
             options=connect_options,
         )
-        return cls(connections, schema=schema, listen_url=listen_url, notify=notify, **options)
+        return cls(
+            connections,
+            schema=schema,
+            listen_url=listen_url,
+            notify=notify,
+            connect_options=connect_options,
+            **options,
+        )
 
 
 def from_url(url: str, **options: Any) -> PostgresBackend:

@@ -22,15 +22,10 @@ deployment cannot do. `writers` is how many calls of `apply` are worth having on
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
-from collections import deque
 from contextlib import asynccontextmanager, suppress
-from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -38,10 +33,11 @@ from sayiir_persist.adapters.postgres.errors import (
     harmless,
     in_our_words,
     is_definite_abort,
-    is_refused_parameter,
     is_stale_statement,
     leaves_usable,
 )
+from sayiir_persist.adapters.postgres.slots import SETTLING, Slot, Slots, time_left
+from sayiir_persist.adapters.postgres.sources import OwnConnections
 from sayiir_persist.errors import (
     BackendClosedError,
     BackendError,
@@ -51,534 +47,23 @@ from sayiir_persist.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator
 
-logger = logging.getLogger(__name__)
-
-_asyncpg: Final[Any] = import_module("asyncpg")  # its types are incomplete
-
-APPLICATION_NAME: Final = "sayiir_persist"
+    from sayiir_persist.adapters.postgres.sources import Connection, Row, Source
 
 _OLDEST: Final = 13
 _OPENING: Final = 5.0
 """Opening may take that long, however short the time limit of an operation is."""
-_CLOSING: Final = 5.0
-_SETTLING: Final = 2.0
-_PARTING: Final = 2.0
 _TRIES: Final = 4
 _PROBE: Final = "SELECT pg_backend_pid() AS pid, current_setting('server_encoding') AS encoding"
-_CACHED: Final = 100
 _WRITERS: Final = 2
 """More of them share less: while two are on their way, all other writes gather."""
-
-_PLAIN: Final = {"application_name": APPLICATION_NAME}  # PgBouncer knows this one
 _POOLER: Final = (
     "a connection pooler stands in between: statements are parsed anew each time, "
     "unless statement_cache_size says that it keeps prepared ones"
 )
-_ARRAYS: Final = tuple(
-    {
-        "oid": oid,
-        "ns": "pg_catalog",
-        "name": f"_{element}",
-        "kind": b"b",
-        "basetype": None,
-        "elemtype": element_oid,
-        "elemdelim": ",",
-        "elemtype_name": element,
-        "range_subtype": None,
-        "attrtypoids": None,
-    }
-    for oid, element_oid, element in (
-        (1000, 16, "bool"),
-        (1001, 17, "bytea"),
-        (1005, 21, "int2"),
-        (1007, 23, "int4"),
-        (1016, 20, "int8"),
-        (3807, 3802, "jsonb"),
-    )
-)
-"""Built-in arrays that `asyncpg` would ask each new session about, in three statements."""
 
-
-class Row(Protocol):
-    """What is used of `asyncpg.Record`."""
-
-    def __getitem__(self, key: str | int, /) -> Any: ...
-
-    def __len__(self) -> int: ...
-
-
-class Connection(Protocol):
-    """What is used of `asyncpg.Connection`."""
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str: ...
-
-    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Row]: ...
-
-    async def prepare(
-        self, query: str, *, name: str | None = None, timeout: float | None = None
-    ) -> Any: ...
-
-    def is_closed(self) -> bool: ...
-
-    async def close(self, *, timeout: float | None = None) -> None: ...
-
-    def terminate(self) -> None: ...
-
-    def get_settings(self) -> Any: ...
-
-    def get_server_pid(self) -> int: ...
-
-    def get_server_version(self) -> tuple[Any, ...]: ...
-
-    async def add_listener(self, channel: str, callback: Callable[..., None]) -> None: ...
-
-    def add_termination_listener(self, callback: Callable[[Any], None]) -> None: ...
-
-
-class _Run(Protocol):
-    async def __call__(self, *args: object, timeout: float | None = None) -> list[Row]: ...
-
-
-class Pool(Protocol):
-    """What is used of `asyncpg.Pool`."""
-
-    def acquire(self, *, timeout: float | None = None) -> Any: ...
-
-    async def release(self, connection: Any, *, timeout: float | None = None) -> None: ...
-
-    def get_size(self) -> int: ...
-
-    def get_max_size(self) -> int: ...
-
-    def get_idle_size(self) -> int: ...
-
-
-class Source(Protocol):
-    """Where connections come from."""
-
-    @property
-    def min_size(self) -> int:
-        """How many are kept, however long they are idle."""
-        ...
-
-    @property
-    def max_size(self) -> int:
-        """How many there are at once, at most."""
-        ...
-
-    @property
-    def max_idle(self) -> float:
-        """After how many idle seconds one is parted with."""
-        ...
-
-    @property
-    def is_scarce(self) -> bool:
-        """Whether others want what is idle here."""
-        ...
-
-    async def connect(self, timeout: float) -> Connection:
-        """Make or borrow one that is ready to use."""
-        ...
-
-    async def prepare(self, connection: Connection, statement: str, timeout: float) -> _Run:
-        """What runs the statement with the arguments and `timeout` given to it."""
-        ...
-
-    async def part(self, connection: Connection) -> None:
-        """Close or give back one that is idle."""
-        ...
-
-    def adapt(self, *, is_pooled: bool) -> bool:
-        """Take note of what the first one showed; whether another has to take its place."""
-        ...
-
-
-class OwnConnections:
-    """Connections to a URL, which are ours.
-
-    Settings that come with each (`application_name`, `statement_timeout`, `jit`, keepalives)
-    are left out where the URL has them, and where a pooler refuses them. Behind a pooler that
-    hands out another session for each transaction, statements are parsed anew each time, in the
-    same round trip, unless `statement_cache_size` says that it can do better.
-
-    Args:
-        url: As `asyncpg.connect` takes it.
-        timeout: The time limit of an operation, in seconds.
-        min_size: How many connections are opened at first and kept.
-        max_size: How many there are at most.
-        max_idle: After how many seconds an idle one above `min_size` is closed.
-        statement_timeout: When the server gives a statement up, in seconds; 0: never. By default
-            nine tenths of `timeout`: its error proves that nothing was applied, our silence not.
-        statement_cache_size: `None`: find out; 0: parse anew each time; else: prepare once.
-        options: Further arguments of `asyncpg.connect`: `password`, `ssl`, and so on.
-    """
-
-    is_scarce: bool = False
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout: float = 10.0,
-        min_size: int = 1,
-        max_size: int = 10,
-        max_idle: float = 180.0,
-        statement_timeout: float | None = None,
-        statement_cache_size: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        if not 0 <= min_size <= max_size or max_size < 1:
-            raise ConfigurationError("pool sizes are 0 <= min_size <= max_size, and max_size >= 1")
-
-        self.min_size = min_size
-        self.max_size = max_size
-        self.max_idle = max_idle
-        self._url = url
-        self._options = dict(options or {})
-        self._is_plain = False
-        self._cached = statement_cache_size
-        patience = 0.9 * timeout if statement_timeout is None else statement_timeout
-        self._settings = {
-            "application_name": APPLICATION_NAME,
-            "statement_timeout": str(round(patience * 1000)),
-            "jit": "off",
-            "tcp_keepalives_idle": "60",
-            "tcp_keepalives_interval": "10",
-        }
-
-    async def connect(self, timeout: float) -> Connection:
-        if not self._is_plain:
-            try:
-                return await self._connect(timeout, self._settings)
-            except _asyncpg.PostgresError as error:
-                if not is_refused_parameter(error):
-                    raise
-
-                if self._cached is None:  # only poolers are so particular
-                    self._cached = 0
-
-        connection = await self._connect(timeout, _PLAIN)
-        self._is_plain = True
-        return connection
-
-    async def _connect(self, timeout: float, settings: Mapping[str, str]) -> Connection:
-        own: Mapping[str, str] = self._options.get("server_settings", {})
-        given = {name for name, _ in parse_qsl(urlsplit(self._url).query)}
-        wanted = {name: value for name, value in settings.items() if name not in given}
-        options = {
-            "statement_cache_size": _CACHED if self._cached is None else self._cached,
-            "max_cached_statement_lifetime": 0,
-            **self._options,
-            "server_settings": {**wanted, **own},
-        }
-        connection: Connection = await _asyncpg.connect(self._url, timeout=timeout, **options)
-        _learn_arrays(connection)
-        return connection
-
-    async def prepare(self, connection: Connection, statement: str, timeout: float) -> _Run:
-        name = None if self._cached else ""  # what has no name is parsed anew each time
-        run: _Run = (await connection.prepare(statement, name=name, timeout=timeout)).fetch
-        return run
-
-    async def part(self, connection: Connection) -> None:
-        await connection.close(timeout=_PARTING)
-
-    def adapt(self, *, is_pooled: bool) -> bool:
-        if self._cached is not None:
-            return False
-
-        self._cached = 0 if is_pooled else _CACHED
-        return is_pooled
-
-
-class BorrowedConnections:
-    """Connections of the caller's pool, which is never closed here.
-
-    One that was borrowed is kept while there is work for it and given back when it was idle for
-    a moment, or at once where the pool has nothing else left to hand out: giving back costs the
-    pool a round trip, so doing it after each statement would halve what a connection does.
-
-    Args:
-        pool: An open `asyncpg.Pool`.
-        max_size: How many are borrowed at most; default: half of the pool.
-    """
-
-    min_size: int = 0
-    max_idle: float = 0.05
-
-    def __init__(self, pool: Pool, *, max_size: int | None = None) -> None:
-        self.max_size = max(1, pool.get_max_size() // 2) if max_size is None else max_size
-        self._pool = pool
-
-        if self.max_size < 1:
-            raise ConfigurationError("max_size is at least 1")
-
-    @property
-    def is_scarce(self) -> bool:
-        pool = self._pool
-        return pool.get_size() >= pool.get_max_size() and not pool.get_idle_size()
-
-    async def connect(self, timeout: float) -> Connection:
-        connection: Connection = await self._pool.acquire(timeout=timeout)
-        _learn_arrays(connection)
-        return connection
-
-    async def prepare(self, connection: Connection, statement: str, timeout: float) -> _Run:
-        del timeout
-        return partial(connection.fetch, statement)  # its own cache outlives what we borrow
-
-    async def part(self, connection: Connection) -> None:
-        await self._pool.release(connection, timeout=_PARTING)
-
-    def adapt(self, *, is_pooled: bool) -> bool:
-        del is_pooled
-        return False
-
-
-class _Slot:
-    __slots__ = ("connection", "idle_since", "statements")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.idle_since = 0.0
-        self.statements: dict[str, _Run] = {}
-
-    def is_closed(self) -> bool:
-        try:
-            return self.connection.is_closed()
-        except _asyncpg.InterfaceError:  # a pool took back what its server closed
-            return True
-
-    def terminate(self) -> None:
-        with suppress(_asyncpg.InterfaceError, RuntimeError):
-            self.connection.terminate()
-
-
-class _Slots:
-    """What is open: every slot is idle, with one caller, or on its way from or to the source."""
-
-    def __init__(self, source: Source) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.process = os.getpid()
-        self.size = 0
-        self.is_closing = False
-        self._source = source
-        self._all: set[_Slot] = set()
-        self._idle: list[_Slot] = []
-        self._waiting: deque[asyncio.Future[_Slot | None]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._reaper: asyncio.TimerHandle | None = None
-        self._parting = 0
-        self._empty = asyncio.Event()
-
-    # --- Taking and giving back ---
-
-    def take_idle(self) -> _Slot | None:
-        """The one that was used last, if any is idle."""
-        while self._idle:
-            slot = self._idle.pop()
-
-            if not slot.is_closed():
-                return slot
-
-            self.discard(slot)
-
-        return None
-
-    async def take(self, deadline: float) -> _Slot:
-        """Connect, or wait in line."""
-        if self.size < self._source.max_size:
-            self.size += 1
-            return await self._connect(deadline)
-
-        turn: asyncio.Future[_Slot | None] = self.loop.create_future()
-        timer = self.loop.call_at(deadline, _expire, turn)
-        self._waiting.append(turn)
-
-        try:
-            slot = await turn
-        except BaseException:
-            self._withdraw(turn)
-            raise
-        finally:
-            timer.cancel()
-
-        if slot is None:
-            return await self._connect(deadline)
-
-        if slot.is_closed():  # since it was handed over
-            self.discard(slot)
-            return await self.take(deadline)
-
-        return slot
-
-    def _withdraw(self, turn: asyncio.Future[_Slot | None]) -> None:
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-        elif turn.done() and not turn.cancelled() and turn.exception() is None:
-            slot = turn.result()
-            self.give_back(slot) if slot else self._vacate()
-
-    async def _connect(self, deadline: float) -> _Slot:
-        try:
-            connection = await self._source.connect(_left(self.loop, deadline))
-        except BaseException as error:
-            self._vacate()
-
-            if isinstance(error, Exception):
-                raise in_our_words(error, writes=False, sent=False) from harmless(error)
-
-            raise
-
-        slot = _Slot(connection)
-        self._all.add(slot)
-
-        if self.is_closing:
-            self.discard(slot)
-            raise BackendClosedError("the backend was closed")
-
-        return slot
-
-    def give_back(self, slot: _Slot) -> None:
-        """Hand it to whoever waits longest, or keep it."""
-        if slot.is_closed():
-            self.discard(slot)
-            return
-
-        if self.is_closing:
-            self._part(slot)
-            return
-
-        while self._waiting:
-            turn = self._waiting.popleft()
-
-            if not turn.done():
-                turn.set_result(slot)
-                return
-
-        if self._source.is_scarce:
-            self._part(slot)
-            return
-
-        slot.idle_since = self.loop.time()
-        self._idle.append(slot)
-
-        if self._reaper is None:
-            self._reaper = self.loop.call_later(self._source.max_idle, self._reap)
-
-    def discard(self, slot: _Slot) -> None:
-        """Throw away one that is broken or in an unknown state."""
-        slot.terminate()
-        self._forget(slot)
-
-    def settle(self, slot: _Slot) -> asyncio.Task[None]:
-        """Find out in a task of its own whether one that was left in mid-statement is usable."""
-        return self._start(self._settle(slot))
-
-    async def _settle(self, slot: _Slot) -> None:
-        # `asyncpg` has asked the server to cancel the statement, and waits for its end here.
-        try:
-            async with asyncio.timeout(_SETTLING):  # its own does not always cover that wait
-                await slot.connection.execute("SELECT 1")
-        except BaseException as error:
-            self.discard(slot)
-
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self.give_back(slot)
-
-    def _part(self, slot: _Slot) -> None:
-        self._parting += 1
-        self._start(self._parted(slot))
-
-    async def _parted(self, slot: _Slot) -> None:
-        try:
-            await self._source.part(slot.connection)
-        except BaseException as error:
-            slot.terminate()
-
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._parting -= 1
-            self._forget(slot)
-
-    def _forget(self, slot: _Slot) -> None:
-        if slot in self._all:
-            self._all.remove(slot)
-            self._vacate()
-
-    def _vacate(self) -> None:
-        self.size -= 1
-
-        while self._waiting and not self.is_closing:
-            turn = self._waiting.popleft()
-
-            if not turn.done():
-                self.size += 1
-                turn.set_result(None)
-                return
-
-        if not self.size:
-            self._empty.set()
-
-    def _reap(self) -> None:
-        self._reaper = None
-        spare = max(0, self.size - self._parting - self._source.min_size)
-        longest = self.loop.time() - self._source.max_idle
-
-        while spare and self._idle and self._idle[0].idle_since <= longest:
-            self._part(self._idle.pop(0))
-            spare -= 1
-
-        if spare and self._idle:
-            due = self._idle[0].idle_since + self._source.max_idle
-            self._reaper = self.loop.call_at(due, self._reap)
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    # --- The end ---
-
-    async def close(self) -> None:
-        """Give up who waits, let run what runs, for a while."""
-        self.is_closing = True
-
-        if self._reaper is not None:
-            self._reaper.cancel()
-
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(BackendClosedError("the backend was closed"))
-
-        self._waiting.clear()
-
-        while self._idle:
-            self._part(self._idle.pop())
-
-        with anyio.move_on_after(_CLOSING, shield=True):
-            while self.size:
-                self._empty.clear()
-                await self._empty.wait()
-
-        self.terminate()
-
-        with anyio.move_on_after(_CLOSING, shield=True):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def terminate(self) -> None:
-        """Throw all away."""
-        for slot in tuple(self._all):
-            self.discard(slot)
-
-
-_abandoned: Final[list[_Slots]] = []
+_abandoned: Final[list[Slots]] = []
 """Of a parent process: collecting them as garbage would end its sessions."""
 
 
@@ -600,7 +85,7 @@ class Connections:
         self.writers: int = min(_WRITERS, source.max_size)
         self._source = source
         self._timeout = timeout
-        self._slots: _Slots | None = None
+        self._slots: Slots | None = None
         self._is_pooled = False
 
     # --- Life ---
@@ -615,7 +100,7 @@ class Connections:
         if self._slots is not None:
             raise BackendError("the backend is open already")
 
-        slots = self._slots = _Slots(self._source)
+        slots = self._slots = Slots(self._source)
 
         try:
             await self._look_at_server(slots)
@@ -628,12 +113,12 @@ class Connections:
 
             raise
 
-    async def _look_at_server(self, slots: _Slots) -> None:
+    async def _look_at_server(self, slots: Slots) -> None:
         deadline = slots.loop.time() + max(self._timeout, _OPENING)
         slot = await slots.take(deadline)
 
         try:
-            pid = await self._probe(slot.connection, _left(slots.loop, deadline))
+            pid = await self._probe(slot.connection, time_left(slots.loop, deadline))
             is_pooled = pid != slot.connection.get_server_pid()
         except BaseException as error:
             slots.discard(slot)
@@ -672,13 +157,13 @@ class Connections:
 
         return int(row["pid"])
 
-    async def _grow(self, slots: _Slots) -> None:
+    async def _grow(self, slots: Slots) -> None:
         deadline = slots.loop.time() + max(self._timeout, _OPENING)
         more = [slots.take(deadline) for _ in range(slots.size, self._source.min_size)]
         found = await asyncio.gather(*more, return_exceptions=True)
 
         for each in found:
-            if isinstance(each, _Slot):
+            if isinstance(each, Slot):
                 slots.give_back(each)
 
         for each in found:
@@ -719,7 +204,7 @@ class Connections:
         """
         _ = self._opened()
 
-    def _opened(self) -> _Slots:
+    def _opened(self) -> Slots:
         slots = self._slots
 
         if slots is None:
@@ -761,11 +246,11 @@ class Connections:
                 run = slot.statements.get(statement)
 
                 if run is None:
-                    left = _left(slots.loop, deadline)
+                    left = time_left(slots.loop, deadline)
                     run = await self._source.prepare(slot.connection, statement, left)
                     slot.statements[statement] = run
 
-                left = _left(slots.loop, deadline)
+                left = time_left(slots.loop, deadline)
                 sent = True
                 rows = await run(*args, timeout=left)
             except Exception as error:  # noqa: BLE001  (translated, or tried again)
@@ -783,7 +268,7 @@ class Connections:
             await asyncio.sleep(random.uniform(0, 0.005 * tries))  # noqa: S311
             tries += 1
 
-    def _after(self, slots: _Slots, slot: _Slot, error: Exception) -> None:
+    def _after(self, slots: Slots, slot: Slot, error: Exception) -> None:
         if is_stale_statement(error):
             slot.statements.clear()
 
@@ -794,11 +279,11 @@ class Connections:
         else:
             slots.discard(slot)
 
-    async def _left_alone(self, slots: _Slots, slot: _Slot, *, wait: bool) -> None:
+    async def _left_alone(self, slots: Slots, slot: Slot, *, wait: bool) -> None:
         settling = slots.settle(slot)
 
         if wait:  # or a later write could overtake this one
-            with anyio.move_on_after(_SETTLING, shield=True):
+            with anyio.move_on_after(SETTLING, shield=True):
                 await asyncio.wait({settling})
 
     def _failure(self, error: Exception, *, writes: bool, sent: bool) -> Exception:
@@ -829,25 +314,3 @@ class Connections:
 
 def _is_worth_a_try(error: Exception) -> bool:
     return is_definite_abort(error) or is_stale_statement(error)
-
-
-def _left(loop: asyncio.AbstractEventLoop, deadline: float) -> float:
-    left = deadline - loop.time()
-
-    if left <= 0:
-        raise BackendUnavailableError("there was no time left to send the statement")
-
-    return left
-
-
-def _expire(turn: asyncio.Future[_Slot | None]) -> None:
-    if not turn.done():
-        turn.set_exception(
-            BackendUnavailableError("no connection was free in time (operation_timeout)")
-        )
-
-
-def _learn_arrays(connection: Connection) -> None:
-    """Spare every new session the questions about what is the same on every server."""
-    with suppress(AttributeError, KeyError, TypeError):
-        connection.get_settings().register_data_types(_ARRAYS)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _LONGEST_AGING: Final = 10**18
 """In microseconds. More lies between no two instants, so then priority alone decides."""
 
+_SERVER_LOST: Final = (BackendUnavailableError, OutcomeUnknownError, BackendClosedError)
+
 
 class PostgresDriver:
     """One namespace of one schema.
@@ -91,7 +93,7 @@ class PostgresDriver:
 
     async def now(self) -> int:
         [row] = await self._read(self._sql.now)
-        return row[0]
+        return int(row[0])
 
     async def read(self, reads: Sequence[Read]) -> Sequence[View | None]:
         return [await self._view(read) for read in reads]
@@ -125,26 +127,31 @@ class PostgresDriver:
                 steps.append((unit, step))
 
         if steps:
-            done = await self._step(steps)
-            answers.update(done)
-            left.extend(unit for unit, _ in steps if unit.instance_id not in done)
-
-            if left:
-                left.sort(key=_by_id)
+            answers.update(await self._step(steps))
+            left.extend(unit for unit, _ in steps if unit.instance_id not in answers)
+            left.sort(key=_by_id)
 
         if left:
             answers.update(await self._write_all(left))
 
         return [answers[unit.instance_id] for unit in units]
 
-    async def _step(self, steps: Sequence[tuple[Unit, wire.Arguments]]) -> dict[str, Answer]:
-        if len(steps) == 1:
-            rows = await self._write(self._sql.step, self.namespace, *steps[0][1])
-        else:
-            columns = wire.columns([said for _, said in steps])
-            rows = await self._write(self._sql.step_batch, self.namespace, *columns)
+    async def _step(
+        self, steps: Sequence[tuple[Unit, wire.Arguments]]
+    ) -> dict[str, Answer | Exception]:
+        """Answer those that the statement did; all of them where it says nothing of any."""
+        try:
+            if len(steps) == 1:
+                rows = await self._write(self._sql.step, self.namespace, *steps[0][1])
+            else:
+                columns = wire.columns([said for _, said in steps])
+                rows = await self._write(self._sql.step_batch, self.namespace, *columns)
+        except _SERVER_LOST as error:
+            return {unit.instance_id: error for unit, _ in steps}
+        except PersistError:  # the server refuses one of them, and so has done none
+            return {}
 
-        answers: dict[str, Answer] = {}
+        answers: dict[str, Answer | Exception] = {}
 
         for row in rows:
             place: int = row[0]
@@ -154,16 +161,20 @@ class PostgresDriver:
         return answers
 
     async def _write_all(self, units: Sequence[Unit]) -> dict[str, Answer | Exception]:
-        said = [(unit, wire.arguments(unit)) for unit in units]
-        alone = [each for each in said if len(said) == 1 or wire.is_wide(each[1])]
-        together = [each for each in said if each not in alone]
+        alone: list[tuple[Unit, wire.Arguments]] = []
+        together: list[tuple[Unit, wire.Arguments]] = []
         answers: dict[str, Answer | Exception] = {}
+
+        for unit in units:
+            said = wire.arguments(unit)
+            goes_alone = len(units) == 1 or wire.is_wide(said)
+            (alone if goes_alone else together).append((unit, said))
 
         if together:
             answers.update(await self._write_together(together))
 
-        for unit, arguments in alone:
-            answers[unit.instance_id] = await self._write_alone(unit, arguments)
+        for unit, said in alone:
+            answers[unit.instance_id] = await self._write_alone(unit, said)
 
         return answers
 
@@ -174,8 +185,8 @@ class PostgresDriver:
 
         try:
             rows = await self._write(self._sql.write_batch, self.namespace, *columns)
-        except (BackendUnavailableError, OutcomeUnknownError, BackendClosedError):
-            raise
+        except _SERVER_LOST as error:
+            return {unit.instance_id: error for unit, _ in batch}
         except PersistError:  # the server refuses one of them: which?
             return {unit.instance_id: await self._write_alone(unit, said) for unit, said in batch}
 

@@ -36,13 +36,10 @@ from sayiir_persist.wakeups import ANYTHING, Wakeups
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sayiir_persist.adapters.postgres.connections import (
-        Connection,
-        Connections,
-        OwnConnections,
-    )
+    from sayiir_persist.adapters.postgres.connections import Connections
+    from sayiir_persist.adapters.postgres.sources import Connection, OwnConnections
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _LONGEST_NAME: Final = 63
 _LONGEST_PAYLOAD: Final = 1024

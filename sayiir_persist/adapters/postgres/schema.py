@@ -45,9 +45,10 @@ from sayiir_persist.errors import BackendUnavailableError, ConfigurationError, S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sayiir_persist.adapters.postgres.connections import Connection, Connections, Row
+    from sayiir_persist.adapters.postgres.connections import Connections
+    from sayiir_persist.adapters.postgres.sources import Connection, Row
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 DEFAULT_SCHEMA: Final = "sayiir_persist"
 

@@ -12,8 +12,10 @@ from urllib.parse import urlencode
 
 import asyncpg
 import psutil
+from services.pgbouncer import PgBouncer
 
-from sayiir_persist.adapters.postgres.connections import Connections, OwnConnections
+from sayiir_persist.adapters.postgres.connections import Connections
+from sayiir_persist.adapters.postgres.sources import OwnConnections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -106,6 +108,17 @@ class Watch:
             return set(states) <= {"idle"} and len(states) <= at_most
 
         await eventually(clean, "every session is idle")
+
+
+class LenientPgBouncer(PgBouncer):
+    """One that drops the settings that it does not know, as it is often told to."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        settings = "statement_timeout, jit, tcp_keepalives_idle, tcp_keepalives_interval"
+
+        with (self.directory / "pgbouncer.ini").open("a") as file:
+            file.write(f"\nignore_startup_parameters = {settings}\n")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from integration.postgres.support import (
     PATIENCE,
+    LenientPgBouncer,
     Watch,
     administrator,
     eventually,
@@ -29,11 +30,8 @@ from sayiir_persist import (
     OutcomeUnknownError,
     SchemaVersionError,
 )
-from sayiir_persist.adapters.postgres.connections import (
-    BorrowedConnections,
-    Connections,
-    OwnConnections,
-)
+from sayiir_persist.adapters.postgres.connections import Connections
+from sayiir_persist.adapters.postgres.sources import BorrowedConnections, OwnConnections
 from sayiir_persist.conformance.interrupt import interrupted
 
 if TYPE_CHECKING:
@@ -115,6 +113,19 @@ async def test_behind_a_pooler_a_statement_costs_one_round_trip_too(pgbouncer: P
             await connections.fetch(PID, writes=False)
 
         assert proxy.round_trips == 10
+
+
+async def test_a_pooler_is_found_out_though_it_takes_every_setting(
+    own_postgres: PostgresServer, pgbouncer: PgBouncer
+) -> None:
+    with LenientPgBouncer(pgbouncer.binary, own_postgres) as lenient:
+        async with opened(lenient.url, max_size=4) as connections:
+            assert "pooler" in connections.caveats[0]
+
+            for number in range(20):
+                statement = sql("SELECT {n} AS n FROM pg_sleep(0.001)", n=str(number % 3))
+                calls = [connections.fetch(statement, writes=False) for _ in range(4)]
+                assert {rows[0]["n"] for rows in await asyncio.gather(*calls)} == {number % 3}
 
 
 async def test_sessions_that_change_under_us_do_not_mix_statements_up(pgbouncer: PgBouncer) -> None:
@@ -349,6 +360,30 @@ async def test_cancelling_callers_in_line_loses_no_connection(
         sleeps = [connections.fetch(SLEEP, 0.01, writes=False) for _ in range(max_size * 2)]
         await asyncio.wait_for(asyncio.gather(*sleeps), PATIENCE)
         await watch.assert_clean(at_most=max_size)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_who_is_cancelled_at_the_moment_of_his_turn_passes_it_on(
+    url: str, watch: Watch, killed: bool
+) -> None:
+    async with opened(url, max_size=1, timeout=5) as connections:
+
+        async def hold() -> None:
+            await _failure(connections.fetch(SLEEP, 30.0 if killed else 0.1, writes=False))
+            waiting.cancel()  # his turn has come, and he does not know yet
+
+        holding = asyncio.create_task(hold())
+        await watch.until("active", 1)
+        waiting = asyncio.create_task(connections.fetch("SELECT 1", writes=False))
+        await asyncio.sleep(0)
+
+        if killed:
+            await watch.kill()
+
+        await asyncio.wait({holding, waiting})
+
+        assert waiting.cancelled()
+        await connections.fetch("SELECT 1", writes=False)
 
 
 async def test_a_cancelled_write_is_over_before_the_cancellation_goes_on(
@@ -702,7 +737,9 @@ async def test_borrowed_connections_cost_one_round_trip_too(url: str) -> None:
 
 async def test_a_pool_of_one_serves_both(url: str) -> None:
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        connections = Connections(BorrowedConnections(pool), timeout=PATIENCE)
+        source = BorrowedConnections(pool)
+        source.max_idle = 10 * PATIENCE  # what others may be waiting for is not kept at all
+        connections = Connections(source, timeout=PATIENCE)
         await connections.open()
 
         async def theirs() -> None:

@@ -15,12 +15,9 @@ from services.proxy import Proxy
 
 from sayiir_persist import BackendClosedError, BackendError, WakeHint
 from sayiir_persist.adapters.postgres import listener as module
-from sayiir_persist.adapters.postgres.connections import (
-    BorrowedConnections,
-    Connections,
-    OwnConnections,
-)
+from sayiir_persist.adapters.postgres.connections import Connections
 from sayiir_persist.adapters.postgres.listener import Listener, channel_name
+from sayiir_persist.adapters.postgres.sources import BorrowedConnections, OwnConnections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -30,7 +30,7 @@ from sayiir_persist import (
     ConfigurationError,
     SchemaVersionError,
 )
-from sayiir_persist.adapters.postgres.connections import BorrowedConnections, Connections
+from sayiir_persist.adapters.postgres.connections import Connections
 from sayiir_persist.adapters.postgres.schema import (
     Migration,
     Schema,
@@ -39,6 +39,7 @@ from sayiir_persist.adapters.postgres.schema import (
     quote_schema,
     read_migrations,
 )
+from sayiir_persist.adapters.postgres.sources import BorrowedConnections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -312,7 +313,8 @@ async def test_a_migration_gives_way_to_those_who_use_its_tables(
             await user.fetch(query)
 
             with pytest.raises(BackendUnavailableError, match="use its tables"):
-                await prepare(url, name, ONE, TWO, timeout=0.1)
+                async with asyncio.timeout(PATIENCE):
+                    await prepare(url, name, ONE, TWO, timeout=0.1)
 
             migrating = asyncio.create_task(prepare(url, name, ONE, TWO, timeout=PATIENCE))
 

@@ -237,6 +237,7 @@ LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     i {schema}.instances;
     ended text[];
+    seen integer := 0;
 BEGIN
     purged := 0;
     more := false;
@@ -249,6 +250,8 @@ BEGIN
         LIMIT p_limit + 1
         FOR UPDATE SKIP LOCKED
     LOOP
+        seen := seen + 1;
+        more := more OR seen > p_limit;
         SELECT array_agg(claim.key) INTO ended
         FROM jsonb_each(i.claims) AS claim
         WHERE (claim.value ->> 'expires_at')::bigint <= p_before;
