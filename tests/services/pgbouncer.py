@@ -31,6 +31,7 @@ pool_mode = transaction
 max_client_conn = 1000
 default_pool_size = 20
 server_login_retry = 0.1
+server_lifetime = 2
 {further}
 """
 
