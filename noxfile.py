@@ -72,7 +72,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation and run the examples in it; every warning is an error."""
-    install(session, "docs")
+    install(session, "docs", extras="[all]")
     shutil.rmtree(DOCS_OUTPUT, ignore_errors=True)
     for builder in ("html", "doctest"):
         output = str(DOCS_OUTPUT / builder)

@@ -40,11 +40,12 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(abc|anyio|asyncio|builtins|collections|contextlib|datetime|enum|logging|msgspec|pathlib"
-        r"|sqlite3|types|typing)(\..*)?",
+        r"|redis|sqlite3|types|typing)(\..*)?",
     ),
     # Annotations name what is imported for type checkers only as it stands in the source.
     (r"py:class", r"[^.]+"),
     (r"py:class", r"sayiir_persist\.results\.ResultsDelta"),
+    (r"py:class", r"sayiir_persist\.adapters\.redis\.connections\.Dialer"),
 ]
 
 html_theme = "furo"
