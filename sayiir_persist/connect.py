@@ -35,6 +35,8 @@ _BUILT_IN: Final = {
     "redis": _REDIS,
     "rediss": _REDIS,
     "redis+cluster": _REDIS,
+    "rediss+cluster": _REDIS,
+    "unix": _REDIS,
 }
 
 
@@ -46,8 +48,8 @@ def connect(url: str, **options: Any) -> PersistentBackend:
     - `sqlite:////var/runs.db`: the same on an absolute path.
     - `postgresql://user@host/database`, `postgres://...`: a `PostgresBackend`; `schema=`,
       `max_size=`, `listen_url=`, ...
-    - `redis://host`, `rediss://host` (TLS), `redis+cluster://host`: a `RedisBackend`;
-      `partitions=`, ...
+    - `redis://host`, `rediss://host` (TLS), `redis+cluster://host`, `rediss+cluster://host`,
+      `unix:///path`: a `RedisBackend`; `partitions=`, `replicas=`, `fsync=`.
 
     A distribution of your own adds a scheme by an entry point in the group
     `sayiir_persist.backends`, named like the scheme: a function that takes the URL and the

@@ -24,6 +24,8 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 _PING_EVERY: Final = 15.0
 _REST: Final = 0.05
+_CATCHING_UP: Final = 0.25
+_PONG: Final = b"PONG"
 _PING: Final = framed(b"PING")
 _MESSAGES: Final = frozenset({b"message", b"smessage"})
 _CONFIRMED: Final = frozenset({b"subscribe", b"ssubscribe"})
@@ -48,9 +50,31 @@ class _Subscription:
         self.refusal: str | None = None
         self.silent = False
         self.groups: Sequence[Group] = ()
+        self._asked = self._answered = 0
+        self._sign = asyncio.Event()
         self._hints = hints
         self._missing = channels
         self._rest: asyncio.TimerHandle | None = None
+
+    def ping(self) -> int:
+        """Ask every server for a sign of life; answers how many signs there have to be then."""
+        for group in self.groups:
+            group.link.tell(_PING)
+
+        self._asked += len(self.groups)
+        return self._asked
+
+    async def catch_up(self) -> None:
+        """Return when what was published before this call has been heard, or soon."""
+        self._resume()
+        expected = self.ping()
+
+        try:
+            async with asyncio.timeout(_CATCHING_UP):
+                while self._answered < expected and not self.broken.is_set():
+                    await self._sign.wait()
+        except TimeoutError:
+            return
 
     def heard(self, message: Any) -> None:
         self.silent = False
@@ -58,13 +82,20 @@ class _Subscription:
         if isinstance(message, ReplyError):
             self.refusal = str(message)
             self.broken.set()
+            self._signal()
+        elif message == _PONG:
+            self._answered += 1
+            self._signal()
         elif _kind_of(message) is not None:
             self._told(message)
 
     def _told(self, message: list[Any]) -> None:
         kind = message[0]
 
-        if kind in _MESSAGES:
+        if kind == _PONG.lower():
+            self._answered += 1
+            self._signal()
+        elif kind in _MESSAGES:
             self._hints.wakeups.notify(hint_of(message[2]))
 
             if not self._hints.waiting and self._rest is None:
@@ -81,12 +112,11 @@ class _Subscription:
         for group in self.groups:
             group.link.pause()
 
-        self._rest = asyncio.get_running_loop().call_later(_REST, self.resume)
+        self._rest = asyncio.get_running_loop().call_later(_REST, self._resume)
 
-    def resume(self) -> bool:
-        """Read again; answers whether that had stopped."""
+    def _resume(self) -> None:
         if self._rest is None:
-            return False
+            return
 
         self._rest.cancel()
         self._rest = None
@@ -94,14 +124,17 @@ class _Subscription:
         for group in self.groups:
             group.link.resume()
 
-        return True
+    def _signal(self) -> None:
+        sign, self._sign = self._sign, asyncio.Event()
+        sign.set()
 
     def lost(self) -> None:
         self.broken.set()
+        self._signal()
 
     def close(self) -> None:
         """Give the connections up."""
-        self.resume()
+        self._resume()
 
         for group in self.groups:
             group.link.abort()
@@ -148,13 +181,18 @@ class Hints:
             await asyncio.wait([self._task])
 
     async def wait(self, timeout: float) -> WakeHint | None:
-        """Wait for a hint; see `Driver.wait`."""
+        """Wait for a hint; see `Driver.wait`.
+
+        What was published before the call is not on its way any more when the wait begins.
+        """
+        if (hint := await self.wakeups.wait(0)) is not None:
+            return hint
+
         self.waiting += 1
 
         try:
-            if self._subscription is not None and self._subscription.resume():
-                await asyncio.sleep(0)  # the loop looks at the connections,
-                await asyncio.sleep(0)  # and hands over what it has found there
+            if self._subscription is not None:
+                await self._subscription.catch_up()
 
             return await self.wakeups.wait(timeout)
         finally:
@@ -169,6 +207,7 @@ class Hints:
                 pause = _FIRST_PAUSE
             except (NotSentError, ReplyError) as error:
                 self._complain(str(error))
+            finally:
                 self._first_try.set()
 
             await asyncio.sleep(pause)
@@ -217,9 +256,7 @@ class Hints:
     async def _until_broken(self, subscription: _Subscription) -> None:
         while not subscription.broken.is_set() and not subscription.silent:
             subscription.silent = True
-
-            for group in subscription.groups:
-                group.link.tell(_PING)
+            subscription.ping()
 
             try:
                 async with asyncio.timeout(_PING_EVERY):

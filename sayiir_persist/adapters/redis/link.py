@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _INCOMPLETE: Final = object()
+_PUSH: Final[type | None] = getattr(hiredis, "PushNotification", None)
+"""What a server says unasked in the newer protocol; older releases of hiredis do not tell."""
 
 
 class Listener(Protocol):
@@ -199,7 +201,7 @@ def _fail(exchange: _Exchange, reason: str) -> None:
 
 
 def _is_push(reply: Any) -> bool:
-    return isinstance(reply, hiredis.PushNotification)
+    return _PUSH is not None and isinstance(reply, _PUSH)
 
 
 def framed(*arguments: bytes) -> bytes:

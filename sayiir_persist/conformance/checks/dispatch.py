@@ -1504,7 +1504,7 @@ async def hinted(source: WakeupSource, timeout: timedelta = PATIENCE) -> WakeHin
 
 async def forget_hints(source: WakeupSource) -> None:
     """Take every hint that is there."""
-    while await hinted(source, timedelta(0)) is not None:
+    while await hinted(source, Kit.short) is not None:
         pass
 
 
