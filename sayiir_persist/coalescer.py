@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from sayiir_persist.errors import OutcomeUnknownError
 
@@ -31,8 +32,8 @@ class Coalescer:
     """Stands in front of `Driver.apply`.
 
     Alone, a write goes out at once, in the caller's own task. While every writer is busy, writes
-    gather; the next writer that is free takes them all, at most one for each instance and in
-    order for each, in a task that no caller can cancel. Every caller gets its own answer.
+    gather; the next writer that is free takes its share of them, at most one for each instance and
+    in order for each, in a task that no caller can cancel. Every caller gets its own answer.
 
     Cancelling a caller whose write still waits withdraws it; once it is on its way it lands whole
     or not at all.
@@ -51,6 +52,7 @@ class Coalescer:
     ) -> None:
         self._apply = apply
         self._background = background
+        self._writers = writers
         self._idle_writers = writers
         self._waiting: deque[_Waiting] = deque()
         self._underway: set[str] = set()
@@ -103,8 +105,10 @@ class Coalescer:
         batch: list[_Waiting] = []
         held = set(self._underway)
         kept: list[_Waiting] = []
+        # An equal share, so that one batch is under way while another is made and answered.
+        share = -(-(len(self._waiting) + len(held)) // self._writers)
 
-        while self._waiting and len(batch) < MAX_BATCH:
+        while self._waiting and len(batch) < min(share, MAX_BATCH):
             waiting = self._waiting.popleft()
 
             if waiting.unit.instance_id in held:
@@ -127,10 +131,13 @@ class Coalescer:
             for waiting, answer in zip(batch, answers, strict=True):
                 waiting.answer = answer
         finally:
-            self._finished([waiting.unit.instance_id for waiting in batch])
-
             for waiting in batch:
                 waiting.done.set()
+
+            try:  # callers that go on with another write come first, and share the next call
+                await cancel_shielded_checkpoint()
+            finally:
+                self._finished([waiting.unit.instance_id for waiting in batch])
 
 
 def _answered(answer: Answer | Exception) -> Answer:

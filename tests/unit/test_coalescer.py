@@ -132,6 +132,50 @@ def test_write_waits_for_one_of_its_instance_that_is_on_its_way(loop: str) -> No
     execute(loop, check)
 
 
+def test_callers_that_go_on_with_another_write_stay_together() -> None:
+    async def check() -> None:
+        store = Store()
+
+        async def write_twice(instance: str) -> None:
+            await store.write(f"{instance}1")
+            await store.write(f"{instance}2")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.write, "x0")
+            await settle_down()
+
+            for instance in "abc":
+                group.start_soon(write_twice, instance)
+
+            for _ in range(3):
+                await settle_down()
+                store.open_gate()
+
+        assert store.batches == [["x0"], ["a1", "b1", "c1"], ["a2", "b2", "c2"]]
+
+    execute("asyncio", check)  # trio runs what is ready in an order of its own
+
+
+@on_both_loops
+def test_several_writers_share_what_waits(loop: str) -> None:
+    async def check() -> None:
+        store = Store(writers=2)
+
+        async with anyio.create_task_group() as group:
+            for name in ("a1", "b1", "c1", "d1", "e1", "f1", "g1", "h1"):
+                group.start_soon(store.write, name)
+                await settle_down()
+
+            for _ in range(2):
+                store.open_gate()
+                await settle_down()
+
+        assert store.batches[:2] == [["a1"], ["b1"]]
+        assert sorted(len(batch) for batch in store.batches[2:]) == [2, 4]
+
+    execute(loop, check)
+
+
 @on_both_loops
 def test_batch_has_a_largest_size(loop: str) -> None:
     async def check() -> None:

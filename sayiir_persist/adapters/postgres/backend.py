@@ -11,8 +11,11 @@ from sayiir_persist.adapters.postgres.schema import DEFAULT_SCHEMA, Schema
 from sayiir_persist.adapters.postgres.sources import BorrowedConnections, OwnConnections
 from sayiir_persist.backend import StandardBackend
 from sayiir_persist.options import read_options
+from sayiir_persist.validation import check_duration
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from sayiir_persist.options import Options
     from sayiir_persist.protocols import PersistentBackend, WakeupSource
 
@@ -90,7 +93,7 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
         schema: str = DEFAULT_SCHEMA,
         min_size: int = 1,
         max_size: int = 10,
-        statement_timeout: float | None = None,
+        statement_timeout: timedelta | None = None,
         statement_cache_size: int | None = None,
         listen_url: str | None = None,
         notify: bool = True,
@@ -104,7 +107,7 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
             schema: Where the tables are; made by the first who enters, unless `migrate=False`.
             min_size: How many connections are kept.
             max_size: How many there are at most, beside the one that listens.
-            statement_timeout: When the server gives a statement up, in seconds; default: nine
+            statement_timeout: When the server gives a statement up; zero: never; default: nine
                 tenths of `operation_timeout`.
             statement_cache_size: 0 behind a pooler that cannot keep prepared statements; it is
                 found out where it is not said.
@@ -118,12 +121,18 @@ class PostgresBackend(StandardBackend[PostgresDriver]):
             ConfigurationError: An option cannot be used; says what to give.
             InvalidArgumentError: An option breaks its limit.
         """
+        patience: float | None = None
+
+        if statement_timeout is not None:
+            check_duration("statement_timeout", statement_timeout)
+            patience = statement_timeout.total_seconds()
+
         connections = OwnConnections(
             url,
             timeout=read_options(options).operation_timeout.total_seconds(),
             min_size=min_size,
             max_size=max_size,
-            statement_timeout=statement_timeout,
+            statement_timeout=patience,
             statement_cache_size=statement_cache_size,
             options=connect_options,
         )

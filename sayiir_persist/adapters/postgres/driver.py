@@ -26,6 +26,7 @@ from sayiir_persist.driver import (
 from sayiir_persist.errors import (
     BackendClosedError,
     BackendUnavailableError,
+    ConfigurationError,
     OutcomeUnknownError,
     PersistError,
 )
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 _LONGEST_AGING: Final = 10**18
 """In microseconds. More lies between no two instants, so then priority alone decides."""
+
+_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
+_WANTED_ISOLATION: Final = "read committed"
+"""What waited for a lock has to see what was committed meanwhile, or events miss their waits."""
 
 _SERVER_LOST: Final = (BackendUnavailableError, OutcomeUnknownError, BackendClosedError)
 
@@ -71,6 +76,7 @@ class PostgresDriver:
         await self._connections.open()
 
         try:
+            await self._check_isolation()
             await self._schema.prepare(self._connections)
             await self._listener.open()
         except BaseException:
@@ -89,6 +95,15 @@ class PostgresDriver:
         finally:
             await self._connections.close()
 
+    async def _check_isolation(self) -> None:
+        [row] = await self._read(_ISOLATION)
+
+        if row[0] != _WANTED_ISOLATION:
+            raise ConfigurationError(
+                f"transactions are {row[0]} by default and must be {_WANTED_ISOLATION}: set "
+                "default_transaction_isolation for the role, or in server_settings"
+            )
+
     # --- The SPI ---
 
     async def now(self) -> int:
@@ -99,17 +114,17 @@ class PostgresDriver:
         return [await self._view(read) for read in reads]
 
     async def _view(self, read: Read) -> View | None:
-        wanted = None if isinstance(read.results, bool) else list(read.results)
-        results = read.results is not False
-        rows = await self._read(
-            self._sql.read,
-            self.namespace,
-            read.instance_id,
-            read.body,
-            results,
-            wanted,
-            read.payloads,
-        )
+        sql, results = self._sql, read.results is not False
+        asked = (self.namespace, read.instance_id, read.body)
+
+        if results:
+            wanted = None if isinstance(read.results, bool) else list(read.results)
+            statement = sql.read_all if read.payloads else sql.read_results
+            rows = await self._read(statement, *asked, wanted)
+        else:
+            statement = sql.read_payloads if read.payloads else sql.read
+            rows = await self._read(statement, *asked)
+
         return wire.view(read.instance_id, rows[0], results=results) if rows else None
 
     async def apply(self, units: Sequence[Unit]) -> Sequence[Answer | Exception]:
@@ -119,7 +134,7 @@ class PostgresDriver:
 
         # In one order everywhere, so that two batches never wait for one another.
         for unit in sorted(units, key=_by_id) if len(units) > 1 else units:
-            step = wire.step(unit)
+            step = None if len(units) > 1 and wire.is_heavy(unit) else wire.step(unit)
 
             if step is None:
                 left.append(unit)
@@ -167,7 +182,7 @@ class PostgresDriver:
 
         for unit in units:
             said = wire.arguments(unit)
-            goes_alone = len(units) == 1 or wire.is_wide(said)
+            goes_alone = len(units) == 1 or wire.is_wide(said) or wire.is_heavy(unit)
             (alone if goes_alone else together).append((unit, said))
 
         if together:

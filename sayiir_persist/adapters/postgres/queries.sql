@@ -3,7 +3,8 @@
 -- name: now
 SELECT {schema}.clock()
 
--- name: read
+-- name: reads
+-- A statement of its own for each thing to read, so that one plan is good for all its calls.
 SELECT
     v.now, v.incarnation, v.version, v.status, v.definition_hash, v.created_at, v.updated_at,
     v.status_since, v.last_completed, v.signals, v.live_claims, v.advance_due,
@@ -17,20 +18,28 @@ SELECT
     waiting.names,
     waiting.payloads
 FROM {schema}.views AS v
-LEFT JOIN LATERAL (
-    SELECT array_agg(r.node_id) AS nodes, array_agg(r.output) AS outputs
-    FROM (
-        SELECT r.node_id, r.output
-        FROM {schema}.results AS r
-        WHERE r.key = v.key AND r.node_id <> '' AND ($5::text[] IS NULL OR r.node_id = ANY ($5))
-        ORDER BY r.number
-    ) AS r
-) AS recorded ON $4
-LEFT JOIN LATERAL (
-    SELECT array_agg(head.name) AS names, array_agg(head.payload) AS payloads
-    FROM {schema}.heads(v.namespace, v.instance_id) AS head
-) AS waiting ON $6
+CROSS JOIN LATERAL ({recorded}) AS recorded
+CROSS JOIN LATERAL ({waiting}) AS waiting
 WHERE v.namespace = $1 AND v.instance_id = $2
+
+-- name: recorded
+SELECT array_agg(r.node_id) AS nodes, array_agg(r.output) AS outputs
+FROM (
+    SELECT r.node_id, r.output
+    FROM {schema}.results AS r
+    WHERE r.key = v.key AND r.node_id <> '' AND ($4::text[] IS NULL OR r.node_id = ANY ($4))
+    ORDER BY r.number
+) AS r
+
+-- name: nothing_recorded
+SELECT NULL::text[] AS nodes, NULL::bytea[] AS outputs
+
+-- name: waiting
+SELECT array_agg(head.name) AS names, array_agg(head.payload) AS payloads
+FROM {schema}.heads(v.namespace, v.instance_id) AS head
+
+-- name: nothing_waiting
+SELECT NULL::text[] AS names, NULL::bytea[] AS payloads
 
 -- name: write
 SELECT *
@@ -66,9 +75,16 @@ ORDER BY u.place
 -- The write that workflows are made of: a worker's commit that leads from one open task to another,
 -- or to the end. Answers the place of each that was done; any other is left to `write`.
 --
--- What decides is read from the row itself, so all of it is evaluated anew where the statement had
--- to wait for another: the guard, the time, the fence.
-WITH moved AS (
+-- The rows are locked first, in the order of the units, so that two batches never wait for one
+-- another, and what decides is evaluated after that: the time, the fence, the guard. An UPDATE alone
+-- would wait with an older time in its hands: it looks again only where the row was changed.
+WITH held AS MATERIALIZED (
+    SELECT t.key, u.*
+    FROM ({units}) AS u
+    JOIN {schema}.instances AS t ON t.namespace = $1 AND t.instance_id = u.instance_id
+    ORDER BY u.place
+    FOR UPDATE OF t
+), moved AS (
     UPDATE {schema}.instances AS t
     SET (
         version, status, status_since, definition_hash, priority, tags, last_completed, updated_at,
@@ -96,15 +112,18 @@ WITH moved AS (
                 )
             ) END,
             u.body
-        FROM (SELECT greatest({schema}.clock(), t.updated_at) AS now) AS n
+        FROM (SELECT greatest(c.now, t.updated_at) AS now) AS n
     )
-    FROM ({units}) AS u
-    WHERE t.namespace = $1 AND t.instance_id = u.instance_id
+    FROM held AS u
+    CROSS JOIN LATERAL (SELECT {schema}.clock() AS now WHERE u.key IS NOT NULL) AS c
+    WHERE t.key = u.key
         AND t.version = u.version AND t.incarnation = u.incarnation
         AND t.status = 'in_progress' AND t.signals = '{}' AND t.entry_count = 1
         AND t.claims - u.task = '{}'
         AND (t.claims -> u.task ->> 'fence')::bigint = u.fence
-        AND ((t.claims -> u.task ->> 'expires_at')::bigint <= {schema}.clock()) IS NOT TRUE
+        AND (
+            (t.claims -> u.task ->> 'expires_at')::bigint <= greatest(c.now, t.updated_at)
+        ) IS NOT TRUE
     RETURNING
         t.key, t.updated_at AS now, t.created_at, t.status_since,
         (t.claims -> u.node ->> 'fence')::bigint AS fence,
@@ -175,7 +194,7 @@ SELECT
     1 AS place
 
 -- name: many_steps
--- In the order of ids, so that two batches never wait for one another.
+-- In the order of ids.
 SELECT *
 FROM unnest(
     $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bytea[], $8::text[],

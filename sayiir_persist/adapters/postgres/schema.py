@@ -210,7 +210,7 @@ class Schema:
         migrations: Sequence[Migration] = (),
     ) -> None:
         self.name = name
-        self.quoted = quote_schema(name)
+        self.quoted: str = quote_schema(name)
         self._migrate = migrate
         self._timeout = timeout
         self._migrations: tuple[Migration, ...] = tuple(migrations) or read_migrations()

@@ -42,8 +42,8 @@ class Slot:
     __slots__ = ("connection", "idle_since", "statements")
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.idle_since = 0.0
+        self.connection: Connection = connection
+        self.idle_since: float = 0.0
         self.statements: dict[str, Run] = {}
 
     def is_closed(self) -> bool:
@@ -63,10 +63,10 @@ class Slots:
     """What is open: every slot is idle, with one caller, or on its way from or to the source."""
 
     def __init__(self, source: Source) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.process = os.getpid()
-        self.size = 0
-        self.is_closing = False
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.process: int = os.getpid()
+        self.size: int = 0
+        self.is_closing: bool = False
         self._source = source
         self._all: set[Slot] = set()
         self._idle: list[Slot] = []

@@ -260,7 +260,8 @@ class BorrowedConnections:
     max_idle: float = 0.05
 
     def __init__(self, pool: Pool, *, max_size: int | None = None) -> None:
-        self.max_size = max(1, pool.get_max_size() // 2) if max_size is None else max_size
+        half = max(1, pool.get_max_size() // 2)
+        self.max_size: int = half if max_size is None else max_size
         self._pool = pool
 
         if self.max_size < 1:

@@ -40,6 +40,9 @@ _NODES: Final = 18
 _OUTPUTS: Final = 19
 """Where lists stand among the arguments of a write."""
 
+_HEAVY: Final = 1 << 18
+"""Of the bytes that a batch of 256 may have: a statement holds 1 GB, and has its time limit."""
+
 DEFAULT_PRIORITY: Final = 3
 """As the function `write` has it."""
 
@@ -292,8 +295,11 @@ def step(unit: Unit) -> Arguments | None:
     if len(content.entries) > 1 or len(content.gained) > 1 or content.dropped:
         return None
 
-    if content.status_is_new or content.idle or _more(unit):
+    if content.idle or _more(unit):
         return None
+
+    if content.status_is_new and content.status is Status.IN_PROGRESS:
+        return None  # any other is new to a row in progress, and it is for no other row
 
     node = priority = tags = input_from = claim = ttl = None
 
@@ -428,6 +434,17 @@ def is_wide(said: Arguments) -> bool:
     return said[_NODES] is not None and len(said[_NODES]) > 1
 
 
+def is_heavy(unit: Unit) -> bool:
+    """Whether a write brings so many bytes that neighbours would have to wait for them."""
+    content = unit.content
+    size = len(_data(unit) or b"")
+
+    if content is not None:
+        size += len(content.body) + sum(map(len, content.gained.values()))
+
+    return size > _HEAVY
+
+
 def columns(batch: Iterable[Arguments]) -> list[list[Any]]:
     """The arguments of several statements, as arrays."""
     return [list(column) for column in zip(*batch, strict=True)]
@@ -448,10 +465,10 @@ def answer(unit: Unit, row: Sequence[Any]) -> tuple[Answer, Sequence[WakeHint]]:
     now, refused = row[0], row[1]
     facts = _facts(row, 2)
     claim, ordinal, found_input, event, hints, view_state, view_body, view_input = row[13:21]
-    entry = None
+    entry: Entry | None = None
 
     if ordinal is not None and unit.content is not None:
-        entry = unit.content.entries[ordinal]
+        entry = unit.content.entries[int(ordinal)]
 
     return (
         Answer(

@@ -53,14 +53,12 @@ DECLARE
     yields boolean := false;
     tried bigint[] := '{}';
     locked bigint[];
+    looked_at integer;
     keys bigint[];
     ordinals smallint[];
     found_keys bigint[] := '{}';
     found_ordinals smallint[] := '{}';
     claims text[] := '{}';
-    entry record;
-    c jsonb;
-    expiry bigint;
 BEGIN
     IF p_advances > 0 THEN
         RETURN QUERY
@@ -135,9 +133,12 @@ BEGIN
             found_ordinals := found_ordinals || ordinals;
             wanted := wanted - cardinality(keys);
         ELSE
-            SELECT array_agg(t.key) INTO locked
+            SELECT
+                array_agg(t.key),
+                CASE WHEN count(*) < wanted THEN cardinality(keys) ELSE max(t.place) END
+            INTO locked, looked_at
             FROM (
-                SELECT t.key
+                SELECT t.key, c.place
                 FROM {schema}.instances AS t
                 JOIN (
                     SELECT c.key, min(c.place) AS place
@@ -150,9 +151,10 @@ BEGIN
             ) AS t;
             moment := greatest(moment, {schema}.clock());
 
-            FOR entry IN
+            WITH due AS (
                 SELECT
-                    t.key, t.ordinal, t.node_id, t.due, greatest(moment, i.updated_at) AS at
+                    t.key, t.ordinal, t.node_id, greatest(moment, i.updated_at) AS at,
+                    row_number() OVER (ORDER BY c.place) AS number
                 FROM unnest(keys, ordinals) WITH ORDINALITY AS c (key, ordinal, place)
                 JOIN {schema}.entries AS t ON t.key = c.key AND t.ordinal = c.ordinal
                 JOIN {schema}.instances AS i ON i.key = c.key
@@ -161,34 +163,52 @@ BEGIN
                     AND (p_tags IS NULL OR t.tags <@ p_tags)
                 ORDER BY c.place
                 LIMIT wanted
-            LOOP
-                expiry := entry.at + p_ttl;
-                c := p_claim || jsonb_build_object(
-                    'task_id', entry.node_id,
-                    'fence', nextval('{schema}.fences'),
-                    'claimed_at', entry.at,
-                    'expires_at', expiry,
-                    'nonce', (p_claim ->> 'nonce') || '.' || cardinality(claims)
-                );
+            ), claimed AS MATERIALIZED (
+                SELECT
+                    due.key, due.ordinal, due.node_id, due.number, due.at + p_ttl AS expires_at,
+                    p_claim || jsonb_build_object(
+                        'task_id', due.node_id,
+                        'fence', nextval('{schema}.fences'),
+                        'claimed_at', due.at,
+                        'expires_at', due.at + p_ttl,
+                        'nonce', (p_claim ->> 'nonce') || '.'
+                            || (cardinality(claims) + due.number - 1)
+                    ) AS claim
+                FROM due
+            ), recorded AS (
                 UPDATE {schema}.instances AS t
-                SET claims = t.claims || jsonb_build_object(entry.node_id, c),
-                    purge_at = least(t.purge_at, expiry)
-                WHERE t.key = entry.key;
+                SET claims = t.claims || c.claims, purge_at = least(t.purge_at, c.expires_at)
+                FROM (
+                    SELECT
+                        claimed.key,
+                        jsonb_object_agg(claimed.node_id, claimed.claim) AS claims,
+                        min(claimed.expires_at) AS expires_at
+                    FROM claimed
+                    GROUP BY claimed.key
+                ) AS c
+                WHERE t.key = c.key
+            ), placed AS (
                 UPDATE {schema}.entries AS t
-                SET available_at = CASE WHEN expiry IS NOT NULL THEN greatest(t.due, expiry) END
-                WHERE t.key = entry.key AND t.ordinal = entry.ordinal;
-                found_keys := found_keys || entry.key;
-                found_ordinals := found_ordinals || entry.ordinal;
-                claims := claims || c::text;
-                wanted := wanted - 1;
-            END LOOP;
-
-            tried := tried || keys;
+                SET available_at = CASE
+                    WHEN c.expires_at IS NOT NULL THEN greatest(t.due, c.expires_at)
+                END
+                FROM claimed AS c
+                WHERE t.key = c.key AND t.ordinal = c.ordinal
+            )
+            SELECT
+                found_keys || array_agg(c.key ORDER BY c.number),
+                found_ordinals || array_agg(c.ordinal ORDER BY c.number),
+                claims || array_agg(c.claim::text ORDER BY c.number),
+                wanted - count(*)
+            INTO found_keys, found_ordinals, claims, wanted
+            FROM claimed AS c;
+            -- Others may have claimed what is locked now; those that stand behind it are still there.
+            tried := tried || keys[1:looked_at];
         END IF;
 
         EXIT WHEN wanted <= 0;
 
-        IF p_claim IS NULL OR cardinality(keys) < slice THEN
+        IF p_claim IS NULL OR (cardinality(keys) < slice AND looked_at = cardinality(keys)) THEN
             EXIT WHEN yields;
             yields := true;
         END IF;
