@@ -65,7 +65,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure; further arguments go to the benchmarks."""
-    install(session)
+    install(session, "bench", extras="[all]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

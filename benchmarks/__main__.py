@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from benchmarks.harness import FULL, QUICK, Outcome, measure
-from benchmarks.report import Machine, Report, StoreReport, judge
-from benchmarks.stores import STORES
+from benchmarks.harness import FULL, QUICK, Outcome, Variant, measure
+from benchmarks.report import Machine, Report, StoreReport, VariantReport, judge
+from benchmarks.stores import STORES, VARIANTS
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def main() -> None:
 
     stores = [each for each in STORES if each.name in (options.store or [each.name])]
     workloads = [each for each in WORKLOADS if each.key in (options.workload or [each.key])]
-    found = [anyio.run(_measure, store, workloads, scale, options.quick) for store in stores]
+    found = [_report(store, workloads, scale, quick=options.quick) for store in stores]
     report = Report(Machine.this(), scale.rounds, options.quick, found)
 
     print(report.to_markdown(), end="")
@@ -64,23 +65,42 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-async def _measure(
-    store: Store, workloads: list[Workload], scale: Scale, quick: bool
-) -> StoreReport:
-    description = store.describe()
-    outcomes: list[Outcome] = []
+def _report(store: Store, workloads: list[Workload], scale: Scale, *, quick: bool) -> StoreReport:
+    measured = _measured(Variant(store.name, store), workloads, scale, quick=quick)
+    variants = [
+        _measured(variant, fitting, scale, quick=quick)
+        for variant in VARIANTS.get(store.name, ())
+        if (fitting := [each for each in workloads if each.key in variant.workloads])
+    ]
+    return StoreReport(store.name, store.describe(), measured.outcomes, measured.verdicts, variants)
 
-    for workload in workloads:
-        print(f"{store.name}: {workload.key} {workload.title} ...", file=sys.stderr, flush=True)
-        outcomes.append(await measure(workload, store, scale))
 
+def _measured(
+    variant: Variant, workloads: list[Workload], scale: Scale, *, quick: bool
+) -> VariantReport:
+    if variant.uvloop and find_spec("uvloop") is None:
+        return VariantReport(variant.name, [], [], "uvloop is not installed")
+
+    outcomes = anyio.run(
+        _measure, variant, workloads, scale, backend_options={"use_uvloop": variant.uvloop}
+    )
     asked_for = {each.key for each in workloads}
     verdicts = [
         judge(target, outcomes, quick=quick)
-        for target in store.targets
+        for target in variant.store.targets
         if target.workload in asked_for
     ]
-    return StoreReport(store.name, description, outcomes, verdicts)
+    return VariantReport(variant.name, outcomes, verdicts)
+
+
+async def _measure(variant: Variant, workloads: list[Workload], scale: Scale) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+
+    for workload in workloads:
+        print(f"{variant.name}: {workload.key} {workload.title} ...", file=sys.stderr, flush=True)
+        outcomes.append(await measure(workload, variant.store, scale))
+
+    return outcomes
 
 
 def _write(path: Path, data: bytes) -> None:

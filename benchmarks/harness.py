@@ -82,7 +82,7 @@ FULL = Scale(
     workflows=64,
     steps_per_workflow=20,
     results=1_000,
-    loads=10,
+    loads=50,
     instances=5_000,
     workers=8,
     crowd=20_000,
@@ -157,6 +157,20 @@ class Store(Protocol):
     def describe(self) -> str:
         """Version and set-up, for the report; no host names and no paths."""
         ...
+
+
+class Variant(NamedTuple):
+    """A store once more, under other circumstances.
+
+    Attributes:
+        uvloop: On that event loop instead of the one of asyncio.
+        workloads: The keys of those for which this is worth the time.
+    """
+
+    name: str
+    store: Store
+    uvloop: bool = False
+    workloads: Sequence[str] = ("commit", "group", "W2", "W3", "W4")
 
 
 class Workload(NamedTuple):

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 _LIBRARIES: Final = ("msgspec", "anyio")
 
+_WORDS: Final = {True: "reached", False: "missed", None: "not judged"}
+
 _HOW_TO_READ: Final = """\
 Every figure is the median of the rounds, in microseconds for one operation, with the range of the
 middle half of the rounds. The probes of a workload take turns, and a ratio is the median of the
-ratios of the single rounds, so it compares neighbours in time. CPU is that of the whole process.
+ratios of the single rounds, so it compares neighbours in time. CPU is that of the whole process,
+without a server's; in microseconds for one operation, which is milliseconds for 1,000 of them.
 The floor is what the same work costs in raw statements, without this library."""
 
 
@@ -60,6 +63,19 @@ class Verdict(Struct):
     reached: bool | None
 
 
+class VariantReport(Struct):
+    """What a store did under other circumstances.
+
+    Attributes:
+        missing: Why there are no figures.
+    """
+
+    name: str
+    outcomes: list[Outcome]
+    verdicts: list[Verdict]
+    missing: str = ""
+
+
 class StoreReport(Struct):
     """Everything about one store."""
 
@@ -67,6 +83,7 @@ class StoreReport(Struct):
     description: str
     outcomes: list[Outcome]
     verdicts: list[Verdict]
+    variants: list[VariantReport]
 
 
 class Report(Struct):
@@ -138,8 +155,8 @@ def _store_lines(store: StoreReport) -> Iterator[str]:
     yield "|---|---|---:|---|"
 
     for verdict in store.verdicts:
-        word = {True: "reached", False: "missed", None: "not judged"}[verdict.reached]
-        yield f"| {verdict.workload} | {verdict.target} | {verdict.measured} | {word} |"
+        measured, word = _cells(verdict)
+        yield f"| {verdict.workload} | {verdict.target} | {measured} | {word} |"
 
     yield ""
     yield "| workload | | µs | middle half | a second | CPU µs | time |"
@@ -150,6 +167,68 @@ def _store_lines(store: StoreReport) -> Iterator[str]:
 
         for series in outcome.series:
             yield _row(series, outcome.find(series.versus))
+
+    yield from _variant_lines(store)
+
+
+def _variant_lines(store: StoreReport) -> Iterator[str]:
+    for variant in store.variants:
+        if variant.missing:
+            yield from ("", f"Not measured: {variant.name}. {variant.missing}.")
+
+    variants = [variant for variant in store.variants if not variant.missing]
+
+    if not variants:
+        return
+
+    names = "".join(f" {variant.name} | |" for variant in variants)
+    yield from (
+        "",
+        f"| target | | {store.store} | |{names}",
+        "|---|---|---:|---|" + "---:|---|" * len(variants),
+    )
+
+    for verdict in store.verdicts:
+        beside = [_same(verdict, variant.verdicts) for variant in variants]
+
+        if any(beside):
+            cells = [cell for each in (verdict, *beside) for cell in _cells(each)]
+            yield f"| {verdict.workload} | {verdict.target} | {' | '.join(cells)} |"
+
+    names = "".join(f" {variant.name}: µs | CPU µs |" for variant in variants)
+    yield from (
+        "",
+        f"| workload | | µs | CPU µs |{names}",
+        "|---|---|---:|---:|" + "---:|---:|" * len(variants),
+    )
+
+    for outcome in store.outcomes:
+        beside = [
+            next((each for each in variant.outcomes if each.workload == outcome.workload), None)
+            for variant in variants
+        ]
+
+        if any(beside):
+            for series in outcome.series:
+                found = [series, *(each and each.find(series.probe) for each in beside)]
+                cells = [cell for each in found for cell in _times(each)]
+                yield f"| {outcome.workload} | {series.probe} | {' | '.join(cells)} |"
+
+
+def _same(verdict: Verdict, others: Sequence[Verdict]) -> Verdict | None:
+    known = (verdict.workload, verdict.target)
+    return next((each for each in others if (each.workload, each.target) == known), None)
+
+
+def _cells(verdict: Verdict | None) -> tuple[str, str]:
+    return (verdict.measured, _WORDS[verdict.reached]) if verdict else ("", "")
+
+
+def _times(series: Series | None) -> tuple[str, str]:
+    if series is None:
+        return "", ""
+
+    return _number(figure(series.wall).median), _number(figure(series.cpu).median)
 
 
 def _row(series: Series, other: Series | None) -> str:

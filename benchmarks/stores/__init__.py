@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.harness import Variant
 from benchmarks.stores.memory import Memory
+from benchmarks.stores.postgres import SLOW_DISK, Postgres
 from benchmarks.stores.sqlite import Sqlite
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from benchmarks.harness import Store
 
-STORES: Final[tuple[Store, ...]] = (Memory(), Sqlite())
+STORES: Final[tuple[Store, ...]] = (Memory(), Sqlite(), Postgres())
+
+VARIANTS: Final[Mapping[str, Sequence[Variant]]] = {
+    "postgres": (
+        Variant("uvloop", Postgres(), uvloop=True),
+        Variant("commit_delay", Postgres(SLOW_DISK)),
+        Variant("both", Postgres(SLOW_DISK), uvloop=True),
+    )
+}
+"""By the name of the store that they are measured beside."""

@@ -1,4 +1,4 @@
-"""The benchmarks run on every embedded store; what they measure is not a test's business."""
+"""The benchmarks run; what they measure is not a test's business."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 WORKLOADS = ["commit", "group", "W1", "W2", "W3", "W4", "W5"]
 STORES = ["memory", "sqlite"]
 
 
 def test_a_quick_run_reports_every_workload_of_every_embedded_store(tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    stores = [f"--store={store}" for store in STORES]
+    check_quick_run(STORES, tmp_path / "report.json")
+
+
+@pytest.mark.usefixtures("postgres_binaries")
+def test_a_quick_run_reports_every_workload_of_postgresql(tmp_path: Path) -> None:
+    check_quick_run(["postgres"], tmp_path / "report.json")
+
+
+def check_quick_run(names: list[str], report: Path) -> None:
+    stores = [f"--store={store}" for store in names]
 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *stores, f"--json={report}"],
@@ -28,8 +38,8 @@ def test_a_quick_run_reports_every_workload_of_every_embedded_store(tmp_path: Pa
     )
 
     assert done.returncode == 0, done.stderr
-    assert named(done.stdout) == dict.fromkeys(STORES, WORKLOADS)
-    assert measured(report) == dict.fromkeys(STORES, WORKLOADS)
+    assert named(done.stdout) == dict.fromkeys(names, WORKLOADS)
+    assert measured(report) == dict.fromkeys(names, WORKLOADS)
 
 
 def named(markdown: str) -> dict[str, list[str]]:
