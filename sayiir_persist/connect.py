@@ -26,6 +26,8 @@ _MEMORY: Final = _Adapter("sayiir_persist.adapters.memory")
 _SQLITE: Final = _Adapter("sayiir_persist.adapters.sqlite")
 _POSTGRES: Final = _Adapter("sayiir_persist.adapters.postgres", "postgres")
 _REDIS: Final = _Adapter("sayiir_persist.adapters.redis", "redis")
+_MONGO: Final = _Adapter("sayiir_persist.adapters.mongo", "mongo")
+_MOTOR: Final = _Adapter("sayiir_persist.adapters.mongo", "motor")
 
 _BUILT_IN: Final = {
     "memory": _MEMORY,
@@ -37,6 +39,9 @@ _BUILT_IN: Final = {
     "redis+cluster": _REDIS,
     "rediss+cluster": _REDIS,
     "unix": _REDIS,
+    "mongodb": _MONGO,
+    "mongodb+srv": _MONGO,
+    "mongodb+motor": _MOTOR,
 }
 
 
@@ -50,6 +55,8 @@ def connect(url: str, **options: Any) -> PersistentBackend:
       `max_size=`, `listen_url=`, ...
     - `redis://host`, `rediss://host` (TLS), `redis+cluster://host`, `rediss+cluster://host`,
       `unix:///path`: a `RedisBackend`; `partitions=`, `replicas=`, `fsync=`.
+    - `mongodb://host`, `mongodb+srv://host`, `mongodb+motor://host` (Motor): a `MongoBackend`;
+      `database=`, `strict=`, ...
 
     A distribution of your own adds a scheme by an entry point in the group
     `sayiir_persist.backends`, named like the scheme: a function that takes the URL and the

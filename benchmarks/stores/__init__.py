@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.harness import Variant
 from benchmarks.stores.memory import Memory
+from benchmarks.stores.mongo import Mongo
 from benchmarks.stores.postgres import SLOW_DISK, Postgres
+from benchmarks.stores.redis import Redis
 from benchmarks.stores.sqlite import Sqlite
 
 if TYPE_CHECKING:
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Store
 
-STORES: Final[tuple[Store, ...]] = (Memory(), Sqlite(), Postgres())
+STORES: Final[tuple[Store, ...]] = (Memory(), Sqlite(), Postgres(), Redis(), Mongo())
 
 VARIANTS: Final[Mapping[str, Sequence[Variant]]] = {
     "postgres": (
         Variant("uvloop", Postgres(), uvloop=True),
         Variant("commit_delay", Postgres(SLOW_DISK)),
         Variant("both", Postgres(SLOW_DISK), uvloop=True),
-    )
+    ),
+    "mongo": (Variant("Motor", Mongo(motor=True)),),
 }
 """By the name of the store that they are measured beside."""

@@ -81,9 +81,11 @@ class Mongo:
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[PersistentBackend]:
         """A backend in a new database."""
-        async with self._database() as (client, name):
-            async with MongoBackend(client, database=name) as backend:
-                yield backend
+        async with (
+            self._database() as (client, name),
+            MongoBackend(client, database=name) as backend,
+        ):
+            yield backend
 
     def describe(self) -> str:
         """The server and the driver."""

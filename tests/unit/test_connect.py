@@ -104,6 +104,8 @@ def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
         ("redis://127.0.0.1", "redis"),
         ("rediss://127.0.0.1", "redis"),
         ("redis+cluster://127.0.0.1", "redis"),
+        ("mongodb://127.0.0.1", "mongo"),
+        ("mongodb+motor://127.0.0.1", "mongo"),
     ],
 )
 def test_server_is_not_connected_before_the_backend_is_entered(url: str, name: str) -> None:

@@ -34,7 +34,7 @@ class Beside:
 
         for collection, documents in ((PAYLOADS, chunks), (RESULTS, list(segments))):
             for some in _slices(documents):
-                await self._connections.insert(collection, some)
+                await self._connections.insert_new(collection, some)
 
     async def withdraw(
         self, payloads: Sequence[tuple[Document, bytes]], segments: Sequence[Document]
@@ -81,7 +81,7 @@ class Beside:
         """Note that an instance is about to go, so that a sweep finds what a crash leaves."""
         grave = f"grave/{key}/{incarnation}"
         document = {"_id": grave, "k": key, "inc": incarnation, "at": now}
-        await self._connections.insert(META, [document])
+        await self._connections.insert(META, document)
         return grave
 
     async def clear(self, key: str, incarnation: str, references: Iterable[str] = ()) -> None:

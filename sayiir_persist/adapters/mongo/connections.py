@@ -10,9 +10,11 @@ import anyio
 import pymongo
 from bson.codec_options import CodecOptions
 from pymongo import ReadPreference, WriteConcern
+from pymongo.errors import OperationFailure, WriteConcernError
 from pymongo.read_concern import ReadConcern
 
 from sayiir_persist.adapters.mongo.errors import (
+    DUPLICATE_KEY,
     WRITE_CONFLICT,
     in_our_words,
     is_definite_abort,
@@ -24,7 +26,6 @@ from sayiir_persist.errors import (
     BackendError,
     BackendUnavailableError,
     ConfigurationError,
-    OutcomeUnknownError,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ OLDEST_SERVER: Final = (4, 4)
 LONGEST_CLOSE: Final = 5
 """In seconds."""
 
-_WRITE_CONCERN: Final = WriteConcern("majority", j=True)
-_IN_COMMAND: Final = {"w": "majority", "j": True}
+_WRITE_CONCERN: Final = {"w": "majority", "j": True}
 _PRIMARY_READS: Final = ReadPreference.PRIMARY
 _LOCAL: Final = ReadConcern("local")
 _CODEC: Final[CodecOptions[Any]] = CodecOptions()
@@ -139,6 +139,8 @@ class Connections:
         """
         try:
             client = self._source.make(self.timeout)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"MongoDB cannot be reached like this: {error}") from error
         except Exception as error:
             raise in_our_words(error, writes=False) from error
 
@@ -150,7 +152,7 @@ class Connections:
                 self._database or client.default_database() or DEFAULT_DATABASE,
                 codec_options=_CODEC,
                 read_preference=_PRIMARY_READS,
-                write_concern=_WRITE_CONCERN,
+                write_concern=WriteConcern(**_WRITE_CONCERN),
                 read_concern=_LOCAL,
             )
             return await self._find_deployment()
@@ -261,51 +263,58 @@ class Connections:
 
         With `upsert`, `None` means that one with this `_id` is there and is not like that.
         """
-        found = self.collection(collection)
+        command: Document = {
+            "findAndModify": collection,
+            "query": query,
+            "update": update,
+            "fields": projection,
+            "new": True,
+            "upsert": upsert,
+        }
 
         try:
-            updated: Document | None = await self._call(
-                lambda: found.find_one_and_update(
-                    query, update, projection=projection, upsert=upsert, return_document=True
-                ),
-                writes=True,
-            )
+            reply = await self._write(command)
         except DuplicateError:
             return None
 
+        updated: Document | None = reply["value"]
         return updated
 
     async def replace(self, collection: str, query: Document, document: Document) -> bool:
         """Replace one document; `False`: there is none like that."""
-        found = self.collection(collection)
-        result = await self._call(lambda: found.replace_one(query, document), writes=True)
-        return bool(result.matched_count)
+        statement = {"q": query, "u": document}
+        reply = await self._write({"update": collection, "updates": [statement]})
+        return bool(reply["n"])
 
-    async def insert(self, collection: str, documents: Sequence[Document]) -> bool:
-        """Insert documents; `False`: the only one is there already."""
-        found = self.collection(collection)
-
+    async def insert(self, collection: str, document: Document) -> bool:
+        """Insert a document; `False`: one with this `_id` is there already."""
         try:
-            if len(documents) == 1:
-                await self._call(lambda: found.insert_one(documents[0]), writes=True)
-            else:
-                await self._call(lambda: found.insert_many(documents), writes=True)
+            await self._write({"insert": collection, "documents": [document]})
         except DuplicateError:
             return False
 
         return True
 
+    async def insert_new(self, collection: str, documents: Sequence[Document]) -> None:
+        """Insert documents with an `_id` that nobody else ever gives."""
+        statement = {"insert": collection, "documents": list(documents), "ordered": False}
+
+        try:
+            await self._write(statement)
+        except DuplicateError:
+            return  # from a try before, of which not all was carried out
+
     async def delete(self, collection: str, query: Document) -> int:
         """Delete all documents like that, and say how many there were."""
-        found = self.collection(collection)
-        result = await self._call(lambda: found.delete_many(query), writes=True)
-        return int(result.deleted_count)
+        statement = {"q": query, "limit": 0}
+        reply = await self._write({"delete": collection, "deletes": [statement]})
+        return int(reply["n"])
 
     async def delete_one(self, collection: str, query: Document) -> bool:
         """Delete one document; `False`: there is none like that."""
-        found = self.collection(collection)
-        result = await self._call(lambda: found.delete_one(query), writes=True)
-        return bool(result.deleted_count)
+        statement = {"q": query, "limit": 1}
+        reply = await self._write({"delete": collection, "deletes": [statement]})
+        return bool(reply["n"])
 
     async def merge(self, collection: str, pipeline: list[Document]) -> None:
         """Run a pipeline that ends in `$merge`; to be repeatable is its own business."""
@@ -314,20 +323,27 @@ class Connections:
 
     async def update_each(self, collection: str, statements: Sequence[Document]) -> Updated:
         """Carry out statements in one command, each on its own."""
-        client = self.client
-        command = {
-            "update": collection,
-            "updates": statements,
-            "ordered": False,
-            "writeConcern": _IN_COMMAND,
-        }
-        reply = await self._call(lambda: client.command(self._db, command), writes=True)
-
-        if "writeConcernError" in reply:
-            raise OutcomeUnknownError("MongoDB could not make a write as durable as it was asked")
-
+        command = {"update": collection, "updates": statements, "ordered": False}
+        reply = await self._write(command, is_batch=True)
         errors = {each["index"]: each for each in reply.get("writeErrors", ())}
         return Updated(int(reply["n"]), errors)
+
+    async def _write(self, command: Document, *, is_batch: bool = False) -> Document:
+        """Send a write by itself, never by way of the driver's retries.
+
+        A driver that sends a write again raises what came of the last attempt, even where an
+        earlier one may have been carried out; then nobody knows what is safe to repeat.
+        """
+        client = self.client
+        durable = {**command, "writeConcern": _WRITE_CONCERN}
+
+        async def send() -> Document:
+            reply = await client.command(self._db, durable)
+            _check(reply, is_batch=is_batch)
+            return reply
+
+        reply: Document = await self._call(send, writes=True)
+        return reply
 
     async def _call(self, send: Callable[[], Awaitable[Any]], *, writes: bool) -> Any:
         """Send a command within the time limit; again where it certainly was not carried out."""
@@ -371,6 +387,18 @@ async def _uninterrupted(sent: Awaitable[Any]) -> Any:
             task.exception()  # nobody else will ask for it
 
         raise
+
+
+def _check(reply: Document, *, is_batch: bool) -> None:
+    """Raise what a reply says that is no error of the command itself."""
+    if "writeConcernError" in reply:
+        error = reply["writeConcernError"]
+        raise WriteConcernError(str(error.get("errmsg")), error.get("code"), error)
+
+    if not is_batch and reply.get("writeErrors"):
+        errors: list[Document] = reply["writeErrors"]
+        first = next((each for each in errors if each.get("code") != DUPLICATE_KEY), errors[0])
+        raise OperationFailure(str(first.get("errmsg")), first.get("code"), first)
 
 
 class DuplicateError(Exception):

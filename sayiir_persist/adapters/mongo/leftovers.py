@@ -25,9 +25,7 @@ _REFERRING: Final = {name: 0 for name in SMALL if name in {"ids", "log"}}
 class Leftovers:
     """Removes what belongs to no document of one namespace."""
 
-    def __init__(
-        self, connections: Connections, namespace: str, now: Callable[[], Any]
-    ) -> None:
+    def __init__(self, connections: Connections, namespace: str, now: Callable[[], Any]) -> None:
         self._connections = connections
         self._keys = {"$gt": f"{namespace}/", "$lt": f"{namespace}0"}
         self._graves = {"$gt": f"grave/{namespace}/", "$lt": f"grave/{namespace}0"}
@@ -100,10 +98,7 @@ class Leftovers:
             RESULTS, [{"$match": {"k": key}}, {"$project": {"o": "$r.o"}}]
         )
         return {
-            output["ref"]
-            for segment in segments
-            for output in segment["o"]
-            if is_reference(output)
+            output["ref"] for segment in segments for output in segment["o"] if is_reference(output)
         }
 
     async def _settle(

@@ -66,7 +66,9 @@ class Listener:
 
         ready = asyncio.Event()
         self._task = asyncio.create_task(self._follow(self._wakeups, ready))
-        await ready.wait()
+
+        with suppress(asyncio.TimeoutError):  # without a stream, polling finds all work
+            await asyncio.wait_for(ready.wait(), self._connections.timeout)
 
     async def close(self) -> None:
         """Stop listening, and end every wait."""

@@ -129,7 +129,7 @@ async def _make(connections: Connections) -> None:
         }
         await _until_made(connections, command)
 
-    await connections.insert(META, [{"_id": CLOCK, "layout": LAYOUT}])
+    await connections.insert(META, {"_id": CLOCK, "layout": LAYOUT})
 
 
 async def _until_made(connections: Connections, command: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class SlowWrites:
 
     async def _write(self, unit: Unit, old: Document | None, new: Document) -> bool:
         if old is None:
-            return await self._connections.insert(INSTANCES, [new])
+            return await self._connections.insert(INSTANCES, new)
 
         query: Document = {"_id": new["_id"], "rev": old["rev"]}
         claim = unit.guard.claim

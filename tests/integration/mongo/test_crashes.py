@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from integration.mongo.support import TTL
+from msgspec.structs import replace
 from pymongo.errors import PyMongoError
 
 from sayiir_persist import AtTask, BackendError
@@ -27,10 +28,12 @@ WORKFLOWS = 8
 class Load:
     """Workflows that commit without end, and what was acknowledged of each."""
 
-    def __init__(self, backend: MongoBackend) -> None:
+    def __init__(self, backend: MongoBackend, *, goes_on: bool = False) -> None:
         self._backend = backend
+        self._goes_on = goes_on
         self.acknowledged: dict[str, int] = {}
         self.steps = 0
+        self._progress = asyncio.Event()
 
     async def start(self) -> None:
         for number in range(WORKFLOWS):
@@ -41,7 +44,8 @@ class Load:
 
     async def until(self, steps: int) -> None:
         while self.steps < steps:
-            await asyncio.sleep(0.01)
+            await self._progress.wait()
+            self._progress.clear()
 
     async def end(self) -> None:
         await asyncio.gather(*self._running)
@@ -55,15 +59,43 @@ class Load:
     async def _run(self, task: AcquiredTask) -> None:
         number = 0
 
-        with suppress(BackendError):
-            while True:
-                following = AtTask(f"t{number + 1}")
-                step = task.snapshot.complete_task(f"t{number}", b"done", next=following)
+        while True:
+            following = AtTask(f"t{number + 1}")
+            step = task.snapshot.complete_task(f"t{number}", b"done", next=following)
+
+            try:
                 commit = await self._backend.commit_task(task.claim, step, claim_next=TTL)
-                assert commit.next is not None
-                task, number = commit.next, number + 1
-                self.acknowledged[task.instance_id] = number
-                self.steps += 1
+            except BackendError:
+                if not self._goes_on:
+                    return
+
+                task, number = await self._found_again(task, number)
+                continue
+
+            assert commit.next is not None
+            task, number = commit.next, number + 1
+            self.acknowledged[task.instance_id] = number
+            self.steps += 1
+            self._progress.set()
+
+    async def _found_again(self, task: AcquiredTask, number: int) -> tuple[AcquiredTask, int]:
+        """What became of a commit whose answer was lost: its nonce tells."""
+        while True:
+            try:
+                found = await self._backend.load_snapshot(task.instance_id)
+                number = found.version - 1
+                claim = await self._backend.claim_task(
+                    task.instance_id,
+                    f"t{number}",
+                    worker_id="w",
+                    ttl=TTL,
+                    nonce=task.claim.nonce,
+                )
+            except BackendError:
+                continue
+
+            assert claim is not None
+            return replace(task, snapshot=found, claim=claim, task_id=f"t{number}"), number
 
 
 @pytest.mark.parametrize("scheme", ["mongodb", "mongodb+motor"])
@@ -95,7 +127,7 @@ async def test_a_primary_that_steps_down_is_survived(
     server = mongo_to_crash()
 
     async with MongoBackend.connect(server.url) as backend:
-        load = Load(backend)
+        load = Load(backend, goes_on=True)
         await load.start()
         await load.until(50)
 

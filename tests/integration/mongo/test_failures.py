@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from integration.mongo.support import TTL, begin, client_of, failing
-from pymongo import MongoClient
 from services.proxy import Proxy
 
 from sayiir_persist import (
@@ -22,6 +21,7 @@ from sayiir_persist.adapters.mongo import MongoBackend
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
+    from pymongo import MongoClient
     from services.mongo import MongoServer
 
     from sayiir_persist import AcquiredTask
@@ -101,9 +101,11 @@ async def test_an_abort_without_end_is_given_up_in_time(
     async with MongoBackend.connect(
         own_mongo.url, database=name, operation_timeout=timedelta(seconds=0.3)
     ) as backend:
-        with failing(server, *COMMANDS, times=10_000, errorCode=WRITE_CONFLICT):
-            with pytest.raises(BackendUnavailableError):
-                await WRITES[act](backend, task)
+        with (
+            failing(server, *COMMANDS, times=10_000, errorCode=WRITE_CONFLICT),
+            pytest.raises(BackendUnavailableError),
+        ):
+            await WRITES[act](backend, task)
 
         assert (await backend.load_snapshot("run")).version == 1
 
@@ -159,9 +161,7 @@ async def test_reads_that_break_are_unavailable(backend: MongoBackend, server: A
     assert (await backend.load_snapshot("run")).version == 1
 
 
-async def test_a_batch_that_breaks_answers_every_caller(
-    backend: MongoBackend, server: Any
-) -> None:
+async def test_a_batch_that_breaks_answers_every_caller(backend: MongoBackend, server: Any) -> None:
     for number in range(8):
         await backend.start_instance(f"run-{number}", "v1", start_at="t0")
 
@@ -178,49 +178,51 @@ async def test_a_batch_that_breaks_answers_every_caller(
     assert failed == unknown
 
 
-async def test_a_lost_reply_is_made_good_by_the_drivers_own_retry(
-    own_mongo: MongoServer, name: str, server: Any
+@pytest.mark.parametrize("retries", [True, False])
+@pytest.mark.parametrize("motor", [False, True])
+async def test_a_lost_reply_leaves_the_outcome_open_and_is_found_again_by_the_nonce(
+    own_mongo: MongoServer, name: str, server: Any, retries: bool, motor: bool
 ) -> None:
-    """The server knows a write that it is sent twice, and answers it as it did before."""
+    """Whatever the client would do by itself, a write is sent once."""
     del server
 
-    async with Proxy(own_mongo.direct_url) as proxy:
-        async with (
-            client_of(proxy.url, retryWrites=True) as client,
-            MongoBackend(client, database=name) as backend,
-        ):
-            task = await begin(backend)
-            dropped = proxy.drop_replies_after(b"findAndModify", cut=True)
+    async with (
+        Proxy(own_mongo.direct_url) as proxy,
+        client_of(proxy.url, motor=motor, retryWrites=retries) as client,
+        MongoBackend(client, database=name) as backend,
+    ):
+        task = await begin(backend)
+        dropped = proxy.drop_replies_after(b"findAndModify", cut=True)
 
+        with pytest.raises(OutcomeUnknownError):
             await commit(backend, task)
 
-            assert dropped.is_set()
-            stored = await backend.load_snapshot("run")
-            assert stored.version == 2
-            assert stored.results["t0"] == b"x"
+        assert dropped.is_set()
+        claim = await backend.claim_task(
+            "run", "t1", worker_id="w", ttl=TTL, nonce=task.claim.nonce
+        )
+        assert claim is not None
+        assert claim.fence == task.claim.fence + 1
+        assert (await backend.load_snapshot("run")).version == 2
 
 
-async def test_a_lost_reply_without_retries_is_found_again_by_the_nonce(
+async def test_an_event_whose_reply_was_lost_is_queued_once(
     own_mongo: MongoServer, name: str, server: Any
 ) -> None:
     del server
 
-    async with Proxy(own_mongo.direct_url) as proxy:
-        async with (
-            client_of(proxy.url, retryWrites=False) as client,
-            MongoBackend(client, database=name) as backend,
-        ):
-            task = await begin(backend)
-            proxy.drop_replies_after(b"findAndModify", cut=True)
+    async with (
+        Proxy(own_mongo.direct_url) as proxy,
+        MongoBackend.connect(proxy.url, database=name) as backend,
+    ):
+        await begin(backend)
+        proxy.drop_replies_after(b"findAndModify", cut=True)
 
-            with pytest.raises(OutcomeUnknownError):
-                await commit(backend, task)
+        with pytest.raises(OutcomeUnknownError):
+            await backend.send_event("run", "paid", b"1")
 
-            claim = await backend.claim_task(
-                "run", "t1", worker_id="w", ttl=TTL, nonce=task.claim.nonce
-            )
-            assert claim is not None
-            assert claim.fence > task.claim.fence
+        assert await backend.consume_event("run", "paid") == b"1"
+        assert await backend.consume_event("run", "paid") is None
 
 
 async def test_a_server_that_never_answers_is_given_up_in_time(
@@ -228,19 +230,21 @@ async def test_a_server_that_never_answers_is_given_up_in_time(
 ) -> None:
     del server
 
-    async with Proxy(own_mongo.direct_url) as proxy:
-        async with MongoBackend.connect(
+    async with (
+        Proxy(own_mongo.direct_url) as proxy,
+        MongoBackend.connect(
             proxy.url, database=name, operation_timeout=timedelta(seconds=1)
-        ) as backend:
-            task = await begin(backend)
-            proxy.refuse()
-            proxy.drop_replies_after(b"findAndModify")
+        ) as backend,
+    ):
+        task = await begin(backend)
+        proxy.refuse()
+        proxy.drop_replies_after(b"findAndModify")
 
-            with pytest.raises(OutcomeUnknownError):
-                await asyncio.wait_for(asyncio.ensure_future(commit(backend, task)), 10)
+        with pytest.raises(OutcomeUnknownError):
+            await asyncio.wait_for(asyncio.ensure_future(commit(backend, task)), 10)
 
-            await proxy.accept()
-            proxy.cut()
+        await proxy.accept()
+        proxy.cut()
 
 
 async def test_a_server_that_is_not_there_is_unavailable(own_mongo: MongoServer) -> None:
@@ -248,7 +252,5 @@ async def test_a_server_that_is_not_there_is_unavailable(own_mongo: MongoServer)
         proxy.refuse()
 
         with pytest.raises(BackendUnavailableError):
-            async with MongoBackend.connect(
-                proxy.url, operation_timeout=timedelta(seconds=0.5)
-            ):
+            async with MongoBackend.connect(proxy.url, operation_timeout=timedelta(seconds=0.5)):
                 pass

@@ -33,13 +33,15 @@ async def test_every_write_is_majority_and_journaled_whatever_the_client_says(
     del raw
     commands = Commands()
 
-    async with client_of(url, commands=commands, **WEAK) as client:
-        async with MongoBackend(client, database=name) as backend:
-            task = await begin(backend)
-            step = task.snapshot.complete_task("t0", b"x" * 300_000, next=AtTask("t1"))
-            await backend.commit_task(task.claim, step, claim_next=TTL)
-            await backend.load_snapshot("run")
-            await backend.delete_snapshot("run")
+    async with (
+        client_of(url, commands=commands, **WEAK) as client,
+        MongoBackend(client, database=name) as backend,
+    ):
+        task = await begin(backend)
+        step = task.snapshot.complete_task("t0", b"x" * 300_000, next=AtTask("t1"))
+        await backend.commit_task(task.claim, step, claim_next=TTL)
+        await backend.load_snapshot("run")
+        await backend.delete_snapshot("run")
 
     writes = [
         body
@@ -65,9 +67,11 @@ async def test_equal_concerns_are_accepted(
     del raw
     caplog.set_level(logging.WARNING)
 
-    async with client_of(url, w="majority", journal=True) as client:
-        async with MongoBackend(client, database=name, strict=True):
-            pass
+    async with (
+        client_of(url, w="majority", journal=True) as client,
+        MongoBackend(client, database=name, strict=True),
+    ):
+        pass
 
     assert not caplog.records
 
@@ -118,7 +122,7 @@ async def test_limits_are_those_of_a_document_store(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["mysql://localhost", "mongodb://", "mongodb://localhost/?w=banana&journal=7", "mongodb"],
+    ["mysql://localhost", "mongodb://", "mongodb://h:port/", "mongodb"],
 )
 async def test_an_url_that_means_nothing_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):

@@ -25,6 +25,11 @@ def crowd(now: int) -> Iterator[dict[str, Any]]:
         "ns": "default",
         "def": "v1",
         "ver": 1,
+        "created": now,
+        "updated": now,
+        "since": now,
+        "prio": 3,
+        "tags": [],
         "idle": None,
         "signalled": None,
         "purge": None,
@@ -63,7 +68,9 @@ def examined(raw: Any, pipeline: list[dict[str, Any]]) -> tuple[int, set[str]]:
     command = {"aggregate": INSTANCES, "pipeline": pipeline, "cursor": {}}
     plan = raw.command("explain", command, verbosity="executionStats")
     found = list(stages(plan))
-    keys = sum(each["executionStats"]["totalKeysExamined"] for each in found if "executionStats" in each)
+    keys = sum(
+        each["executionStats"]["totalKeysExamined"] for each in found if "executionStats" in each
+    )
     return keys, {str(each["stage"]) for each in found if isinstance(each.get("stage"), str)}
 
 
@@ -80,14 +87,18 @@ async def test_dispatch_costs_what_it_finds_beside_forty_thousand_instances(
         raw[INSTANCES].insert_many(crowd(int(now.timestamp() * 1_000_000)), ordered=False)
 
         for number in range(30):
-            await backend.start_instance(f"ready-{number}", "v1", start_at="t0", priority=number % 5 + 1)
+            await backend.start_instance(
+                f"ready-{number}", "v1", start_at="t0", priority=number % 5 + 1
+            )
 
         for limit in (1, 10):
             commands.bodies.clear()
             assert len(await backend.find_available_tasks(worker_id="w", limit=limit)) == limit
             [poll] = commands.bodies
             branches = [
-                stage["$unionWith"]["pipeline"] for stage in poll["pipeline"] if "$unionWith" in stage
+                stage["$unionWith"]["pipeline"]
+                for stage in poll["pipeline"]
+                if "$unionWith" in stage
             ]
             assert len(branches) == len(LANES)
             total = 0

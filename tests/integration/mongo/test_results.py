@@ -13,11 +13,13 @@ from integration.mongo.support import TTL, Commands, begin, client_of, walk
 from sayiir_persist import (
     AtTask,
     BackendUnavailableError,
+    ConflictPolicy,
     PayloadTooLargeError,
     WorkflowSnapshot,
 )
 from sayiir_persist.adapters.mongo import MongoBackend
 from sayiir_persist.adapters.mongo import results as moving
+from sayiir_persist.adapters.mongo.beside import Beside
 from sayiir_persist.adapters.mongo.layout import (
     CHUNK,
     INLINE,
@@ -45,9 +47,7 @@ async def backend(url: str, name: str, raw: Any) -> AsyncGenerator[MongoBackend]
 
 def largest(raw: Any) -> int:
     """The size of the largest document that there is."""
-    return max(
-        len(bson.encode(document)) for name in COLLECTIONS for document in raw[name].find()
-    )
+    return max(len(bson.encode(document)) for name in COLLECTIONS for document in raw[name].find())
 
 
 def left_over(raw: Any) -> dict[str, int]:
@@ -157,9 +157,7 @@ async def test_no_document_passes_a_mebibyte(backend: MongoBackend, raw: Any) ->
     assert left_over(raw) == NOTHING
 
 
-async def test_what_is_too_large_is_refused_before_any_write(
-    url: str, name: str, raw: Any
-) -> None:
+async def test_what_is_too_large_is_refused_before_any_write(url: str, name: str, raw: Any) -> None:
     del raw
     commands = Commands()
 
@@ -266,8 +264,6 @@ async def test_readers_see_each_result_while_tails_are_moved(
 async def test_a_sweep_removes_what_a_crash_left_beside(
     url: str, name: str, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sayiir_persist.adapters.mongo.beside import Beside
-
     now = [2_000_000_000_000_000]
     big = b"b" * (CHUNK + 1)
 
@@ -278,9 +274,11 @@ async def test_a_sweep_removes_what_a_crash_left_beside(
         await backend.start_instance("kept", "v1", start_at="t0", input=big)
         await backend.start_instance("gone", "v1", start_at="t0", input=big)
 
-        with monkeypatch.context() as patch, pytest.raises(BackendUnavailableError):
+        with monkeypatch.context() as patch:
             patch.setattr(Beside, "clear", crash)
-            await backend.delete_snapshot("gone")
+
+            with pytest.raises(BackendUnavailableError):
+                await backend.delete_snapshot("gone")
 
         raw[PAYLOADS].insert_one(
             {"_id": "x/0", "ref": "x", "c": 0, "d": b"", "k": "default/kept", "pending": now[0]}
@@ -300,8 +298,6 @@ async def test_a_sweep_removes_what_a_crash_left_beside(
 async def test_old_segments_and_payloads_go_when_a_run_is_restarted(
     backend: MongoBackend, raw: Any
 ) -> None:
-    from sayiir_persist import ConflictPolicy
-
     task = await begin(backend)
     task = await walk(backend, task, range(TAIL_COUNT + 1))
     await walk(backend, task, range(TAIL_COUNT + 1, TAIL_COUNT + 2), output=b"b" * CHUNK)

@@ -27,7 +27,9 @@ async def test_writes_take_one_trip(client: Any, name: str, raw: Any, commands: 
         step = task.snapshot.complete_task("t0", b"x", next=AtTask("t1"))
 
         assert await commands.of(backend.commit_task(task.claim, step, claim_next=TTL)) == UPDATE
-        claim = await backend.claim_task("run", "t1", worker_id="w", ttl=TTL, nonce=task.claim.nonce)
+        claim = await backend.claim_task(
+            "run", "t1", worker_id="w", ttl=TTL, nonce=task.claim.nonce
+        )
         assert claim is not None
 
         base = await backend.load_snapshot("run")

@@ -13,7 +13,6 @@ from sayiir_persist import AtTask
 from sayiir_persist.adapters.mongo import MongoBackend
 
 if TYPE_CHECKING:
-    import pytest
     from services.mongo import MongoServer
 
 LONG = timedelta(seconds=20)
@@ -65,29 +64,28 @@ async def test_commits_that_claim_what_they_made_ready_tell_nobody(
 
 
 async def test_after_a_gap_everybody_is_woken_and_the_stream_goes_on(
-    own_mongo: MongoServer, name: str, caplog: pytest.LogCaptureFixture
+    own_mongo: MongoServer, name: str
 ) -> None:
-    async with Proxy(own_mongo.direct_url) as proxy:
-        async with (
-            MongoBackend.connect(proxy.url, database=name) as backend,
-            MongoBackend.connect(own_mongo.url, database=name) as other,
-        ):
-            proxy.cut()
-            proxy.refuse()
-            await asyncio.sleep(0.2)
-            await other.start_instance("run", "v1", start_at="t0")
-            await proxy.accept()
+    async with (
+        Proxy(own_mongo.direct_url) as proxy,
+        MongoBackend.connect(proxy.url, database=name) as backend,
+        MongoBackend.connect(own_mongo.url, database=name) as other,
+    ):
+        proxy.cut()
+        proxy.refuse()
+        await asyncio.sleep(0.2)
+        await other.start_instance("run", "v1", start_at="t0")
+        await proxy.accept()
 
-            assert await backend.wait_for_wakeup(LONG) is not None
+        assert await backend.wait_for_wakeup(LONG) is not None
 
-            while await backend.wait_for_wakeup(SHORT * 5) is not None:
-                pass
+        while await backend.wait_for_wakeup(SHORT * 5) is not None:
+            pass
 
-            await other.start_instance("later", "v1", start_at="t0")
-            hint = await backend.wait_for_wakeup(LONG)
-            assert hint is not None
-            assert hint.instance_id == "later"
+        await other.start_instance("later", "v1", start_at="t0")
+        hint = await backend.wait_for_wakeup(LONG)
+        assert hint is not None
+        assert hint.instance_id == "later"
 
-    del caplog
     with own_mongo.client() as client:
         client.drop_database(name)

@@ -44,6 +44,13 @@ SOON = timedelta(milliseconds=300)
 WAIT = AtSignal("approval", "approved", next=AtTask("ship"))
 NAP = AtDelay("nap", wake_after=timedelta(days=1), next=AtTask("ship"))
 
+TICKING = """
+    CREATE SEQUENCE {schema}.ticks START 2000000000000000 INCREMENT 1000000;
+    CREATE OR REPLACE FUNCTION {schema}.clock() RETURNS bigint
+    LANGUAGE sql VOLATILE AS $$ SELECT nextval('{schema}.ticks') $$;
+"""
+"""A clock that goes on by a second whenever it is asked."""
+
 LINEAR = "a step, by the short statement"
 OTHER = "a park, by the function"
 
@@ -163,6 +170,34 @@ async def test_what_decides_is_evaluated_after_the_lock_whatever_the_plan(
 
     assert isinstance(outcomes[0], ClaimLostError)
     assert isinstance(outcomes[3], ClaimLostError)
+
+
+@pytest.mark.parametrize("kind", FOLLOWING)
+async def test_the_instant_that_decides_is_the_one_that_is_stored(
+    kind: str, backend: PostgresBackend, admin: Any, schema: str
+) -> None:
+    """Naive: the clock is asked twice, and the claim expires in between."""
+    second = timedelta(seconds=1)
+    accepted: list[bool] = []
+    await admin.execute(sql(TICKING, schema=schema))
+
+    for number in range(20):
+        await started(backend, f"run-{number}")
+        task = await acquired(backend, ttl=number * second)
+
+        try:
+            stored = (await committed(backend, task, kind)).snapshot
+        except ClaimLostError:
+            accepted.append(False)
+            await backend.delete_snapshot(f"run-{number}")
+            continue
+
+        accepted.append(True)
+        assert stored.updated_at < task.claim.expires_at
+        await backend.delete_snapshot(f"run-{number}")
+
+    assert accepted == sorted(accepted)
+    assert len(set(accepted)) == 2
 
 
 async def test_a_claim_that_expires_while_a_batch_waits_for_its_row_is_lost(

@@ -240,7 +240,11 @@ BEGIN
             ORDER BY r.number
         ) AS r
     ) AS recorded ON p_results
-    WHERE f.claim IS NOT NULL OR (e.lane > 0 AND e.available_at <= moment)
+    WHERE f.claim IS NOT NULL OR (
+        e.lane > 0 AND e.available_at <= moment
+        AND (p_definitions IS NULL OR e.definition_hash = ANY (p_definitions))
+        AND (p_tags IS NULL OR e.tags <@ p_tags)
+    )
     ORDER BY f.place;
 END
 $$;

@@ -77,7 +77,12 @@ CREATE TABLE {schema}.entries (
     lane smallint NOT NULL,
     available_at bigint,                -- NULL: not as things are
     PRIMARY KEY (key, ordinal)
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    -- Polls step over what commits left dead in the index, so it is cleared away soon.
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_cost_delay = 0
+);
 
 CREATE INDEX entries_available
     ON {schema}.entries (namespace, lane, available_at, instance_id, node_id)
