@@ -152,7 +152,7 @@ class Connections:
                 self._database or client.default_database() or DEFAULT_DATABASE,
                 codec_options=_CODEC,
                 read_preference=_PRIMARY_READS,
-                write_concern=WriteConcern(**_WRITE_CONCERN),
+                write_concern=WriteConcern("majority", j=True),
                 read_concern=_LOCAL,
             )
             return await self._find_deployment()

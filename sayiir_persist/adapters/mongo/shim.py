@@ -9,9 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final, Protocol
 
+from pymongo import version_tuple
+
 from sayiir_persist.errors import ConfigurationError
 
 Document = dict[str, Any]
+
+
+_WAITS_ASIDE: Final = version_tuple[:2] >= (4, 13)
+"""Before, the asynchronous API was a beta: an answer that is late holds up the event loop."""
 
 
 class Client(Protocol):
@@ -55,8 +61,8 @@ class Client(Protocol):
 class PyMongoClient:
     """An `AsyncMongoClient` of PyMongo."""
 
-    longest_await: int = 1_000
-    pause: float = 0.0
+    longest_await: int = 1_000 if _WAITS_ASIDE else 1
+    pause: float = 0.0 if _WAITS_ASIDE else 0.05
 
     def __init__(self, client: Any) -> None:
         self._client = client

@@ -49,7 +49,7 @@ class Dialer:
     ) -> None:
         self._make = make
         self.seeds = seeds
-        self.cluster = bool(seeds)
+        self.cluster: bool = bool(seeds)
 
     async def connect(
         self,

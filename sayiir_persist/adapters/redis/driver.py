@@ -119,7 +119,7 @@ class RedisDriver:
     name = "redis"
 
     def __init__(self, dialer: Callable[[], Dialer], settings: Settings) -> None:
-        self.namespace = settings.namespace
+        self.namespace: str = settings.namespace
         self._dialer = dialer
         self._settings = settings
         self._keys = Keyspace(settings.namespace, settings.partitions)

@@ -39,7 +39,7 @@ class ReplyError(Exception):
     def __init__(self, text: str) -> None:
         # Before version 7 a refusal within a script comes in the text of the script's error.
         within = _WITHIN.search(text) if text.startswith("ERR ") else None
-        self.code = within[1] if within else text.partition(" ")[0]
+        self.code: str = within[1] if within else text.partition(" ")[0]
         super().__init__(text)
 
 

@@ -157,8 +157,8 @@ class Hints:
         sharded: bool,
         namespace: str,
     ) -> None:
-        self.wakeups = Wakeups()
-        self.waiting = 0
+        self.wakeups: Wakeups = Wakeups()
+        self.waiting: int = 0
         self._router = router
         self._partitions = partitions
         self._subscribe = b"SSUBSCRIBE" if sharded else b"SUBSCRIBE"

@@ -47,10 +47,10 @@ class Partition:
 
     def __init__(self, namespace: str, number: int) -> None:
         self._prefix = prefix = prefix_of(namespace, number)
-        self.number = number
+        self.number: int = number
         self.slot: int = key_slot(prefix)
-        self.channel = prefix + b"hints"
-        self.shared = b"".join(bulk(prefix + name.encode()) for name in PARTITION_KEYS)
+        self.channel: bytes = prefix + b"hints"
+        self.shared: bytes = b"".join(bulk(prefix + name.encode()) for name in PARTITION_KEYS)
 
     @property
     def layout(self) -> bytes:

@@ -177,7 +177,7 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
+        self.usable: bool = False
 
         if self._timer is not None:
             self._timer.cancel()

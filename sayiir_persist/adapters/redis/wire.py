@@ -33,7 +33,7 @@ from sayiir_persist.snapshot import Status
 from sayiir_persist.wakeups import ANYTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sayiir_persist.driver import Content, Unit
 
@@ -182,7 +182,7 @@ _row_decoder: Final = msgspec.msgpack.Decoder(StoredRow)
 _claim_decoder: Final = msgspec.msgpack.Decoder(StoredClaim)
 _hint_decoder: Final = msgspec.msgpack.Decoder(tuple[str, str, str, tuple[str, ...]])
 
-packed = _encoder.encode
+packed: Callable[[Any], bytes] = _encoder.encode
 """One argument of a script."""
 
 

@@ -93,7 +93,7 @@ async def test_a_start_takes_two_trips_and_a_claim_of_many_three(
             assert await commands.of(acquire) == ["aggregate", "update", "aggregate"]
 
 
-async def test_writes_that_wait_share_two_trips(
+async def test_writes_that_wait_share_two_trips_of_each_writer(
     client: Any, name: str, raw: Any, commands: Commands
 ) -> None:
     del raw
@@ -119,7 +119,7 @@ async def test_writes_that_wait_share_two_trips(
 
         sent = await commands.of(commit_all())
 
-        assert sent.count("update") == sent.count("aggregate") == 1
+        assert sent.count("update") == sent.count("aggregate") <= 2
         assert set(sent) == {"findAndModify", "update", "aggregate"}
         assert sent.count("findAndModify") <= 2
 
