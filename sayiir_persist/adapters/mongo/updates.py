@@ -45,7 +45,7 @@ from sayiir_persist.adapters.mongo.layout import (
 )
 from sayiir_persist.aggregate import ADVANCE_LANE
 from sayiir_persist.dispatch import AT_ONCE, NEVER, EntryKind, fits
-from sayiir_persist.driver import REMEMBERED_EVENT_IDS, Presence
+from sayiir_persist.driver import REMEMBERED_EVENT_IDS, Guard, Presence, Unit
 from sayiir_persist.snapshot import Status
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sayiir_persist.adapters.mongo.expressions import Expression
     from sayiir_persist.adapters.mongo.layout import Document
     from sayiir_persist.dispatch import Entry
-    from sayiir_persist.driver import ClaimNext, Content, Guard, Push, Record, Unit
+    from sayiir_persist.driver import ClaimNext, Content, Push, Record
 
 _REMOVED: Final = "$$REMOVE"
 _RECEIPTS: Final = 8
@@ -79,16 +79,36 @@ def is_native(unit: Unit) -> bool:
     if unit.restart or unit.replace or unit.delete or unit.revoke is not None:
         return False
 
-    if unit.push is not None and (unit.content is not None or unit.record is not None):
+    guard, content = unit.guard, unit.content
+
+    if unit.push is not None and unit != _pushing(unit):
         return False
 
-    if unit.create is not None and unit.guard.presence is not Presence.ABSENT:
+    if unit.create is not None:
+        if guard.presence is not Presence.ABSENT or guard.head is not None:
+            return False
+    elif guard.presence is Presence.ABSENT:
+        return False
+
+    if content is not None and (
+        unit.record is not None or (unit.signal is not None and content.status.is_terminal)
+    ):
         return False
 
     return (
         (unit.content is None or _is_small(unit.content))
         and (unit.record is None or len(unit.record.output) <= INLINE)
         and (unit.push is None or len(unit.push.payload) <= INLINE_EVENT)
+    )
+
+
+def _pushing(unit: Unit) -> Unit:
+    """A push and nothing else, whatever is there: an upsert cannot ask for more."""
+    return Unit(
+        instance_id=unit.instance_id,
+        guard=Guard(presence=Presence.ANY),
+        push=unit.push,
+        view=unit.view,
     )
 
 

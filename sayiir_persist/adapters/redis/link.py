@@ -61,7 +61,7 @@ class Link(asyncio.Protocol):
         listener: Listener | None = None,
         keep: object = None,
     ) -> None:
-        self.usable = True
+        self.usable: bool = True
         self._transport = transport
         self._listener = listener
         self._keep = keep
@@ -177,7 +177,7 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable: bool = False
+        self.usable = False
 
         if self._timer is not None:
             self._timer.cancel()
