@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sayiir_persist.conformance import SubjectFactory
 
 DATABASE = f"kit_{ObjectId()}"
+USED: set[str] = set()
+"""The servers on which the database was used."""
+
 START = to_micros(datetime(2026, 1, 1, tzinfo=UTC))
 
 
@@ -70,6 +73,8 @@ def mongo_subject(url: str, *, manual_clock: bool = False, motor: bool = False) 
     chosen = f"{scheme}+motor://{rest}" if motor else url
     database = DATABASE
 
+    USED.add(url)
+
     @asynccontextmanager
     async def subject() -> AsyncGenerator[MongoSubject]:
         client: MongoClient[dict[str, Any]] = MongoClient(url)
@@ -81,3 +86,12 @@ def mongo_subject(url: str, *, manual_clock: bool = False, motor: bool = False) 
             client.close()
 
     return subject
+
+
+def drop_databases() -> None:
+    """Leave no trace on servers that somebody else runs."""
+    for url in USED:
+        with MongoClient[dict[str, Any]](url) as client:
+            client.drop_database(DATABASE)
+
+    USED.clear()

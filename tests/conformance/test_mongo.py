@@ -6,18 +6,24 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from conformance.mongo_subjects import mongo_subject
+from conformance.mongo_subjects import drop_databases, mongo_subject
 from hypothesis import HealthCheck, settings
 
 from sayiir_persist.conformance.machine import backend_machine
 from sayiir_persist.conformance.pytest import BackendConformance
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
 
     from services.mongo import ExternalMongo, MongoServer
 
     from sayiir_persist.conformance import Subject, SubjectFactory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_no_trace() -> Generator[None]:
+    yield
+    drop_databases()
 
 
 class TestMongo(BackendConformance):

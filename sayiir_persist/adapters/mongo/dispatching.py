@@ -18,6 +18,7 @@ from sayiir_persist.adapters.mongo.expressions import (
     PLACED,
     SEEN,
     earliest,
+    first_of_lane,
     is_idle,
     is_offered,
     literal,
@@ -463,21 +464,29 @@ class Dispatching:
         return {document["_id"]: document for document in found}
 
     def _claimable(self, due: _Due) -> Document:
+        node = due.entry["node"]
         return {
             "_id": due.document["_id"],
-            "$expr": is_offered(due.entry["node"], self._now()),
+            "entries": {"$elemMatch": {"node": node, "lane": due.entry["lane"]}},
+            "$expr": is_offered(node, self._now()),
         }
 
     def _claiming(self, query: Poll, due: _Due, nonce: str) -> list[Document]:
+        """As `claiming`, where it is known in which lane the entry is."""
+        node, lane = due.entry["node"], due.entry["lane"]
         expiry = None if query.ttl is None else {"$add": [SEEN, query.ttl]}
-        return claiming(
-            due.entry["node"],
-            query.worker_id,
-            nonce,
-            query.worker_tags,
-            expiry,
-            self._now(),
-        )
+        at = None if expiry is None else {"$max": ["$$e.due", expiry]}
+        is_it = {"$and": [{"$eq": ["$$e.node", literal(node)]}, {"$eq": ["$$e.lane", lane]}]}
+        entries = {
+            "$map": {
+                "input": "$entries",
+                "as": "e",
+                "in": {"$cond": [is_it, {"$mergeObjects": ["$$e", {"at": at}]}, "$$e"]},
+            }
+        }
+        stages = on_record(node, query.worker_id, nonce, query.worker_tags, expiry, self._now())
+        stages[1]["$set"]["entries"] = entries
+        return [*stages, {"$set": {LANES[lane]: first_of_lane(lane)}}]
 
     # --- Sweeping ---
 
@@ -626,6 +635,18 @@ def claiming(
     now: Any,
 ) -> list[Document]:
     """The update that puts a claim on record, in the place of an expired one."""
+    return [*on_record(node, worker_id, nonce, tags, expiry, now), *placing()]
+
+
+def on_record(
+    node: str,
+    worker_id: str,
+    nonce: str,
+    tags: Sequence[str],
+    expiry: Any,
+    now: Any,
+) -> list[Document]:
+    """The stages that change nothing but the claims themselves."""
     others = {
         "$filter": {
             "input": "$claims",
@@ -649,7 +670,6 @@ def claiming(
                 "purge": {"$min": ["$purge", expiry]},
             }
         },
-        *placing(),
     ]
 
 

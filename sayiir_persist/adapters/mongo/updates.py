@@ -592,7 +592,7 @@ def _hot(
         created = _created(unit.create, content, floor)
         fields = {**created, **fields, "ver": 1, "since": SEEN, "signalled": None}
 
-        if content.gained:
+        if content.gained or content.dropped:
             fields.update(_results_of_creation(content))
 
     def unless_signalled(value: Expression, otherwise: Expression = None) -> Expression:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sayiir_persist.driver import ClaimRecord, Unit
 
 _WITH_VIEW: Final = {"ids": 0, "popped": 0, "tail": 0, "log": 0, "queue.data": 0}
+_WITH_ALL: Final = {name: 0 for name in _WITH_VIEW if name != "popped"}
 _WITH_EVENT: Final = {name: 0 for name in SMALL if name != "popped"}
 _WITH_RECEIPTS: Final = {name: 0 for name in SMALL if name != "log"}
 _SMALL_UNITS: Final = 64
@@ -100,7 +101,11 @@ class Writes:
 
         floor = await self._reads.floor() if unit.create is not None else 0
         query, stages, upsert = update_of(unit, self._namespace, self._now(), floor=floor)
-        projection = _WITH_VIEW if unit.view else _WITH_EVENT if unit.pop else SMALL
+        projection = _WITH_EVENT if unit.pop else SMALL
+
+        if unit.view:
+            projection = _WITH_ALL if unit.pop else _WITH_VIEW
+
         document = await self._connections.find_and_update(
             INSTANCES, query, stages, projection=projection, upsert=upsert
         )
