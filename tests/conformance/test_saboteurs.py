@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAMED = frozenset(check_id for saboteur in SABOTEURS for check_id in saboteur.caught_by)
 
-HANGING = 0.75
+HANGING = 1.5
 """Seconds after which a check is given up: some saboteurs leave a caller waiting for ever."""
 
 
